@@ -1,0 +1,155 @@
+package branch
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-escrow/holdfast"
+)
+
+// HTTPConfig names participants that each own all shards.
+type HTTPConfig struct {
+	URLs    []string // http://host:port
+	Secret  []byte
+	Timeout time.Duration // 30 s; a step that is not answered in it is unknown
+}
+
+// HTTP is a Transport to participants in other processes. A shard's calls go
+// to the same participant while it answers, so that its batches grow large, and
+// to the next one when it cannot be reached.
+type HTTP struct {
+	cfg    HTTPConfig
+	client *http.Client
+	prefer atomic.Int64 // added to the shard number; moves on when a connection is refused
+}
+
+// NewHTTP makes a transport; it connects when it is first used.
+func NewHTTP(cfg HTTPConfig) (*HTTP, error) {
+	if len(cfg.URLs) == 0 {
+		return nil, errors.New("no participants are named: set HOLDFAST_PARTICIPANTS")
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 30 * time.Second
+	}
+	return &HTTP{cfg: cfg, client: &http.Client{
+		Transport: &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute, DisableCompression: true},
+		// A redirect of a signed request is somebody else's idea.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
+}
+
+// Send posts one call to a participant that owns the shard.
+func (h *HTTP) Send(ctx context.Context, shard int, op string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("%w: encode %s: %v", holdfast.ErrInvalid, op, err)
+	}
+	return h.post(ctx, shard, fmt.Sprintf("/branch/v1/%d/%s", shard, op), body, out)
+}
+
+// post tries every server once, as long as surely nothing was done.
+func (h *HTTP) post(ctx context.Context, shard int, path string, body []byte, out any) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, h.cfg.Timeout)
+	defer cancel()
+	first := h.prefer.Load()
+	for i := range h.cfg.URLs {
+		at := (first + int64(shard) + int64(i)) % int64(len(h.cfg.URLs))
+		err = h.once(ctx, h.cfg.URLs[at]+path, body, out)
+		if err == nil || !errors.Is(err, holdfast.ErrShardUnavailable) {
+			return err
+		}
+		h.prefer.CompareAndSwap(first, first+1)
+	}
+	return err
+}
+
+func (h *HTTP) once(ctx context.Context, url string, body []byte, out any) error {
+	var sent atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("%w: %v", holdfast.ErrShardUnavailable, err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	Sign(r, h.cfg.Secret, body, time.Now())
+	answer, err := h.client.Do(r)
+	if err != nil {
+		if !sent.Load() {
+			return fmt.Errorf("%w: %v", holdfast.ErrShardUnavailable, err)
+		}
+		return fmt.Errorf("%w: %v", holdfast.ErrOutcomeUnknown, err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(answer.Body, 16<<20))
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: read the answer: %v", holdfast.ErrOutcomeUnknown, err)
+	case answer.StatusCode == http.StatusOK:
+		if err := json.Unmarshal(text, out); err != nil {
+			return fmt.Errorf("%w: garbled answer: %v", holdfast.ErrOutcomeUnknown, err)
+		}
+		return nil
+	case answer.StatusCode == http.StatusServiceUnavailable:
+		return fmt.Errorf("%w: %s", holdfast.ErrShardUnavailable, text)
+	case answer.StatusCode == http.StatusTooManyRequests:
+		return fmt.Errorf("%w: %s", holdfast.ErrOverloaded, text)
+	case answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusNotFound || answer.StatusCode == http.StatusBadRequest:
+		// Refused at the door: nothing was done, and a person must look.
+		return fmt.Errorf("%w: %s answers %d: %s", holdfast.ErrShardUnavailable, url, answer.StatusCode, bytes.TrimSpace(text))
+	}
+	return fmt.Errorf("%w: answer %d: %s", holdfast.ErrOutcomeUnknown, answer.StatusCode, bytes.TrimSpace(text))
+}
+
+// Drive asks a coordinator to drive due holds of a shard; it is what the
+// scheduler of another process calls.
+func (h *HTTP) Drive(ctx context.Context, shard int, ids []holdfast.HoldID) []DriveResult {
+	return batch(ctx, driveTransport{h}, shard, "", ids, func(c Code) DriveResult { return DriveResult{Code: c} })
+}
+
+// Open asks whether the payment breaker lets calls through. A coordinator that
+// does not answer lets nothing through.
+func (h *HTTP) Open(ctx context.Context) bool {
+	var open bool
+	return h.post(ctx, 0, "/drive/v1/open", []byte("{}"), &open) == nil && open
+}
+
+type driveTransport struct{ h *HTTP }
+
+func (d driveTransport) Send(ctx context.Context, shard int, _ string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	return d.h.post(ctx, shard, fmt.Sprintf("/drive/v1/%d", shard), body, out)
+}
+
+// WriteAnswer writes the answer of a signed request, or its error in the form
+// that HTTP.Send reads back.
+func WriteAnswer(w http.ResponseWriter, answer any, err error) {
+	switch {
+	case err == nil:
+		text, err := json.Marshal(answer)
+		if err != nil {
+			http.Error(w, "encode the answer: "+err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(text)
+	case errors.Is(err, holdfast.ErrShardUnavailable):
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	case errors.Is(err, holdfast.ErrOverloaded):
+		http.Error(w, err.Error(), http.StatusTooManyRequests)
+	case errors.Is(err, holdfast.ErrInvalid):
+		http.Error(w, err.Error(), http.StatusBadRequest)
+	default:
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+}
