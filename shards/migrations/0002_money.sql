@@ -1,0 +1,260 @@
+-- The steps that move money. One call is one batch and one transaction. Every
+-- function takes its locks in the same order, each kind sorted: idempotency
+-- keys, barrier rows, holds, accounts; so two batches can wait for one another
+-- but never in a circle. Rows of holds are addressed through the partition of
+-- their day (p_day, 'YYYYMMDD' in UTC), so that a batch locks the tables of its
+-- own days and not those of all of them. Ids come sorted and without repeats.
+--
+-- Errors that name a cause: HF001 stale shard map, HF002 impossible state,
+-- HF003 a Try with a given id was refused (the message is the code),
+-- HF004 issuance cap reached.
+
+-- Every money transaction begins here: right shard map, a transaction id taken
+-- before the clock is read (the watermark counts on that order), the time.
+CREATE FUNCTION holdfast_begin(p_epoch bigint) RETURNS timestamptz
+LANGUAGE plpgsql AS $$
+DECLARE v_epoch bigint;
+BEGIN
+    SELECT s.epoch INTO v_epoch FROM shard_self s;
+    IF v_epoch IS DISTINCT FROM p_epoch THEN
+        RAISE EXCEPTION 'shard map epoch is %, the caller has %', v_epoch, p_epoch USING ERRCODE = 'HF001';
+    END IF;
+    PERFORM pg_current_xact_id();
+    RETURN clock_timestamp();
+END $$;
+
+-- The one place where balances change and entries are written. Leg i moves
+-- p_amount[i] into (or, negative, out of) a book; legs of one movement sum to
+-- zero. Locks the accounts in ascending order, updates each once, and numbers
+-- the entries of each account in the order of the legs, each with the balance
+-- after it. Returns the time of posting, read under the locks, so that it never
+-- runs backwards within an account.
+CREATE FUNCTION holdfast_post(
+    p_user uuid[], p_currency text[], p_book smallint[], p_amount bigint[],
+    p_ref uuid[], p_movement smallint) RETURNS timestamptz
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_locked int; v_updated int; v_wanted int; v_now timestamptz;
+    v_available bigint[]; v_held bigint[]; v_seq bigint[];
+BEGIN
+    SELECT count(*), count(l.ok) INTO v_wanted, v_locked
+    FROM (SELECT DISTINCT u, c FROM unnest(p_user, p_currency, p_book) t(u, c, b)
+          WHERE b <= 2 ORDER BY u, c) k
+    LEFT JOIN LATERAL (SELECT true AS ok FROM accounts a
+          WHERE a.user_id = k.u AND a.currency = k.c FOR NO KEY UPDATE) l ON true;
+    v_now := clock_timestamp();
+    WITH t AS (
+        SELECT u, c, coalesce(sum(m) FILTER (WHERE b = 1), 0)::bigint AS available,
+               coalesce(sum(m) FILTER (WHERE b = 2), 0)::bigint AS held, count(*) AS n
+        FROM unnest(p_user, p_currency, p_book, p_amount) t(u, c, b, m)
+        WHERE b <= 2 GROUP BY u, c
+    ), changed AS (
+        UPDATE accounts a SET available = a.available + t.available, held = a.held + t.held, seq = a.seq + t.n
+        FROM t WHERE a.user_id = t.u AND a.currency = t.c
+        RETURNING a.user_id, a.currency, a.available - t.available AS available, a.held - t.held AS held, a.seq - t.n AS seq
+    )
+    SELECT count(*), array_agg(available ORDER BY user_id, currency),
+           array_agg(held ORDER BY user_id, currency), array_agg(seq ORDER BY user_id, currency)
+    INTO v_updated, v_available, v_held, v_seq FROM changed;
+    IF v_updated <> v_wanted OR v_locked <> v_wanted THEN
+        RAISE EXCEPTION 'posting to % accounts found %', v_wanted, v_updated USING ERRCODE = 'HF002';
+    END IF;
+    INSERT INTO entries (posted_at, ref, user_id, amount, seq, balance_after, movement, book, currency)
+    SELECT v_now, r, u, m,
+           CASE WHEN b <= 2 THEN v_seq[slot] + nth END,
+           CASE b WHEN 1 THEN v_available[slot] + run WHEN 2 THEN v_held[slot] + run END,
+           p_movement, b, c
+    FROM (SELECT u, c, b, m, r, ord,
+                 dense_rank() OVER (ORDER BY b > 2, u, c) AS slot,
+                 row_number() OVER (PARTITION BY b > 2, u, c ORDER BY ord) AS nth,
+                 (sum(m) OVER (PARTITION BY b > 2, u, c, b ORDER BY ord))::bigint AS run
+          FROM unnest(p_user, p_currency, p_book, p_amount, p_ref) WITH ORDINALITY AS t(u, c, b, m, r, ord)) x
+    ORDER BY ord;
+    RETURN v_now;
+END $$;
+
+-- Locks holds in ascending id and returns them as they are under the lock.
+-- Ids whose day has no partition, or that do not exist, return nothing.
+CREATE FUNCTION holdfast_lock_holds(p_day text[], p_ids uuid[]) RETURNS SETOF holds
+LANGUAGE plpgsql ROWS 200 AS $$
+DECLARE v_day text; v_ids uuid[];
+BEGIN
+    FOR v_day, v_ids IN SELECT d, array_agg(i ORDER BY i) FROM unnest(p_day, p_ids) t(d, i) GROUP BY d ORDER BY d LOOP
+        CONTINUE WHEN to_regclass('holds_' || v_day) IS NULL;
+        RETURN QUERY EXECUTE format(
+            'SELECT id, sender, recipient, amount, unlock_at, created_at, claimed_at, next_attempt_at, decided_at,
+                    executed_at, cancelled_at, refunded_at, status, verdict, currency, reference, payment_id, refusal_code
+             FROM holds_%s WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE', v_day) USING v_ids;
+    END LOOP;
+END $$;
+
+-- Inserts barrier rows that must be new: the hold's own compare-and-set has
+-- already decided, a row that exists all the same means an impossible state.
+CREATE FUNCTION holdfast_barrier(p_now timestamptz, p_gid uuid[], p_branch smallint, p_op smallint, p_bucket smallint[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE v_n int;
+BEGIN
+    INSERT INTO barrier (gid, created_at, branch, op, owner_bucket)
+    SELECT g, p_now, p_branch, p_op, o FROM unnest(p_gid, p_bucket) t(g, o) ORDER BY g
+    ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS v_n = ROW_COUNT;
+    IF v_n <> cardinality(p_gid) THEN
+        RAISE EXCEPTION 'barrier (%, %): % of % rows are new', p_branch, p_op, v_n, cardinality(p_gid) USING ERRCODE = 'HF002';
+    END IF;
+END $$;
+
+-- Moves money between two books of the same users: held → available for cancel
+-- and refund, available → held for reserve.
+CREATE FUNCTION holdfast_post_within(p_user uuid[], p_currency text[], p_amount bigint[], p_ref uuid[],
+    p_from smallint, p_to smallint, p_movement smallint) RETURNS timestamptz
+LANGUAGE sql AS $$
+    SELECT holdfast_post(array_agg(u ORDER BY ord, leg), array_agg(c ORDER BY ord, leg),
+        array_agg(CASE leg WHEN 1 THEN p_from ELSE p_to END ORDER BY ord, leg),
+        array_agg(CASE leg WHEN 1 THEN -m ELSE m END ORDER BY ord, leg),
+        array_agg(r ORDER BY ord, leg), p_movement)
+    FROM unnest(p_user, p_currency, p_amount, p_ref) WITH ORDINALITY AS t(u, c, m, r, ord)
+    CROSS JOIN (VALUES (1), (2)) AS l(leg)
+$$;
+
+-- Try. Items in arrival order. p_skip: only look the key up. p_id: given ids,
+-- null where the id is made here, on this clock: p_delay_ms from now, or
+-- p_unlock_ms; p_tail is its random last 16 hex digits.
+CREATE FUNCTION holdfast_try(
+    p_epoch bigint, p_sender uuid[], p_recipient uuid[], p_currency text[], p_amount bigint[],
+    p_key text[], p_hash bytea[], p_unlock_ms bigint[], p_delay_ms bigint[], p_reference text[],
+    p_bucket smallint[], p_tail text[], p_skip boolean[], p_id uuid[])
+RETURNS TABLE (idx int, code text, hold_id uuid, refusal text, available bigint, unlock_at timestamptz, created_at timestamptz)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    n int := cardinality(p_sender);
+    v_now timestamptz := holdfast_begin(p_epoch);
+    v_now_ms bigint := floor(extract(epoch FROM v_now) * 1000);
+    v_ms bigint[]; v_id uuid[]; v_code text[]; v_refusal text[]; v_available bigint[]; v_hold uuid[];
+    v_new uuid[]; v_ok int[]; r record; v_slot bigint; v_left bigint; v_n int;
+BEGIN
+    -- 1. When does each mature, and may it? (Up to 1 s less than the least
+    -- delay is forgiven for the way through the network.)
+    SELECT array_agg(ms ORDER BY ord),
+           array_agg(coalesce(given, (lpad(to_hex(ms), 12, '0') || '8' || lpad(to_hex(bucket::int), 3, '0') || tail)::uuid) ORDER BY ord),
+           array_agg(CASE WHEN skip THEN 'skip'
+                          WHEN ms <= v_now_ms OR ms > v_now_ms + 7776000001 THEN 'unlock_at_out_of_range' END ORDER BY ord)
+    INTO v_ms, v_id, v_code
+    FROM (SELECT ord, bucket, tail, skip, given,
+                 CASE WHEN at BETWEEN 0 AND 281474976710655 THEN at ELSE 0 END AS ms
+          FROM (SELECT ord, bucket, tail, skip, given,
+                       coalesce(nullif(delay, 0) + ceil(extract(epoch FROM v_now) * 1000)::bigint, unlock) AS at
+                FROM unnest(p_unlock_ms, p_delay_ms, p_bucket, p_tail, p_skip, p_id)
+                     WITH ORDINALITY AS t(unlock, delay, bucket, tail, skip, given, ord)) y) x;
+    v_refusal := array_fill(NULL::text, ARRAY[n]);
+    v_available := array_fill(NULL::bigint, ARRAY[n]);
+    v_hold := v_id;
+
+    -- 2. Keys first: who comes second waits here for the first to commit.
+    WITH new AS (
+        INSERT INTO idempotency (sender, key, request_hash, hold_id, expires_at)
+        SELECT s, k, h, i, v_now + interval '72 hours' + make_interval(secs => greatest(0, ms - v_now_ms) / 1000.0)
+        FROM unnest(p_sender, p_key, p_hash, v_id, v_ms, v_code) t(s, k, h, i, ms, c)
+        WHERE c IS NULL ORDER BY s, k
+        ON CONFLICT DO NOTHING RETURNING idempotency.hold_id)
+    SELECT coalesce(array_agg(new.hold_id), '{}') INTO v_new FROM new;
+    IF cardinality(v_new) < n THEN
+        FOR r IN
+            SELECT t.ord, t.c, i.request_hash = t.h AS same, i.hold_id, i.refusal AS refused
+            FROM (SELECT ord, s, k, h, c, id FROM unnest(p_sender, p_key, p_hash, v_code, v_id)
+                  WITH ORDINALITY AS t(s, k, h, c, id, ord)
+                  WHERE c IS NOT NULL OR id NOT IN (SELECT unnest(v_new))) t
+            LEFT JOIN LATERAL (SELECT i.request_hash, i.hold_id, i.refusal FROM idempotency i
+                  WHERE i.sender = t.s AND i.key = t.k) i ON true
+        LOOP
+            IF r.same THEN
+                v_code[r.ord] := 'replay'; v_hold[r.ord] := r.hold_id; v_refusal[r.ord] := r.refused;
+            ELSIF r.same IS FALSE THEN
+                v_code[r.ord] := 'idempotency_key_reused';
+            ELSIF r.c IS NULL THEN
+                -- The other transaction's row was there and is gone: aged out in
+                -- between. The client repeats and finds a free key.
+                v_code[r.ord] := 'outcome_unknown';
+            END IF;
+        END LOOP;
+    END IF;
+
+    -- 3. Given ids pass the barrier before the accounts are locked: a Cancel
+    -- that came first has left its row, this Try is suspended for ever.
+    IF EXISTS (SELECT FROM unnest(p_id, v_code) t(g, c) WHERE g IS NOT NULL AND c IS NULL) THEN
+        WITH new AS (
+            INSERT INTO barrier (gid, created_at, branch, op, owner_bucket)
+            SELECT g, v_now, 1, 1, o FROM unnest(p_id, v_code, p_bucket) t(g, c, o)
+            WHERE g IS NOT NULL AND c IS NULL ORDER BY g
+            ON CONFLICT DO NOTHING RETURNING gid)
+        SELECT count(*) INTO v_n FROM new;
+        IF v_n < (SELECT count(*) FROM unnest(p_id, v_code) t(g, c) WHERE g IS NOT NULL AND c IS NULL) THEN
+            RAISE EXCEPTION 'suspended_try' USING ERRCODE = 'HF003';
+        END IF;
+    END IF;
+
+    -- 4. Lock the senders in ascending order and decide. Where all items of a
+    -- sender fit its balance they are all accepted; otherwise in arrival order
+    -- against what is left, and a refused one takes nothing.
+    v_slot := -1;
+    FOR r IN
+        WITH item AS (
+            SELECT ord, s, c, m, dense_rank() OVER (ORDER BY s, c) AS slot, sum(m) OVER (PARTITION BY s, c) AS wanted
+            FROM unnest(p_sender, p_currency, p_amount, v_code) WITH ORDINALITY AS t(s, c, m, code, ord)
+            WHERE code IS NULL
+        ), locked AS MATERIALIZED (
+            SELECT k.slot, a.available, a.status
+            FROM (SELECT DISTINCT slot, s, c FROM item ORDER BY s, c) k
+            LEFT JOIN LATERAL (SELECT a.available, a.status FROM accounts a
+                WHERE a.user_id = k.s AND a.currency = k.c FOR NO KEY UPDATE) a ON true
+        ), balance AS (
+            SELECT array_agg(available ORDER BY slot) AS available, array_agg(status ORDER BY slot) AS status FROM locked
+        )
+        SELECT i.ord, i.slot, i.m, b.available[i.slot] AS available, b.status[i.slot] AS status
+        FROM item i, balance b
+        WHERE b.available[i.slot] IS NULL OR b.status[i.slot] <> 1 OR i.wanted > b.available[i.slot]
+        ORDER BY i.slot, i.ord
+    LOOP
+        IF r.available IS NULL THEN
+            v_code[r.ord] := 'unknown_sender';
+        ELSIF r.status <> 1 THEN
+            v_code[r.ord] := 'sender_not_active';
+        ELSE
+            IF r.slot <> v_slot THEN
+                v_slot := r.slot; v_left := r.available;
+            END IF;
+            IF r.m > v_left THEN
+                v_code[r.ord] := 'insufficient_funds'; v_available[r.ord] := v_left;
+            ELSE
+                v_left := v_left - r.m;
+            END IF;
+        END IF;
+        IF p_id[r.ord] IS NOT NULL AND v_code[r.ord] IS NOT NULL THEN
+            RAISE EXCEPTION '%', v_code[r.ord] USING ERRCODE = 'HF003';
+        END IF;
+        IF v_code[r.ord] = 'insufficient_funds' THEN
+            UPDATE idempotency i SET refusal = v_code[r.ord], hold_id = NULL
+            WHERE i.sender = p_sender[r.ord] AND i.key = p_key[r.ord];
+        ELSIF v_code[r.ord] IS NOT NULL THEN
+            DELETE FROM idempotency i WHERE i.sender = p_sender[r.ord] AND i.key = p_key[r.ord];
+        END IF;
+    END LOOP;
+
+    -- 5. Write the accepted ones.
+    SELECT array_agg(ord::int ORDER BY v_id[ord]) INTO v_ok
+    FROM unnest(v_code) WITH ORDINALITY AS t(c, ord) WHERE c IS NULL;
+    IF v_ok IS NOT NULL THEN
+        PERFORM holdfast_barrier(v_now, array_agg(v_id[o]), 1::smallint, 1::smallint, array_agg(p_bucket[o]))
+        FROM unnest(v_ok) o WHERE p_id[o] IS NULL HAVING count(*) > 0;
+        INSERT INTO holds (id, sender, recipient, amount, unlock_at, created_at, currency, reference)
+        SELECT v_id[o], p_sender[o], p_recipient[o], p_amount[o],
+               'epoch'::timestamptz + v_ms[o] * interval '1 millisecond', v_now, p_currency[o], p_reference[o]
+        FROM unnest(v_ok) WITH ORDINALITY AS t(o, ord) ORDER BY t.ord;
+        PERFORM holdfast_post_within(array_agg(p_sender[o]), array_agg(p_currency[o]), array_agg(p_amount[o]),
+            array_agg(v_id[o]), 1::smallint, 2::smallint, 1::smallint)
+        FROM (SELECT o FROM unnest(v_ok) o ORDER BY o) x;
+    END IF;
+    RETURN QUERY SELECT t.ord::int, coalesce(t.c, 'ok'), t.h, t.refused, t.left_over,
+        'epoch'::timestamptz + t.ms * interval '1 millisecond', v_now
+    FROM unnest(v_code, v_hold, v_refusal, v_available, v_ms) WITH ORDINALITY AS t(c, h, refused, left_over, ms, ord);
+END $$;

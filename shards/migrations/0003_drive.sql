@@ -1,0 +1,432 @@
+-- The steps of a hold after its Try. Same rules as in 0002: one call is one
+-- batch and one transaction, ids sorted and without repeats, holds before
+-- accounts. Each step is a compare-and-set under the row lock; what was done
+-- before is answered as such and does nothing.
+
+-- Runs one UPDATE per day partition; p_set may use t.a (a text per id) and the
+-- time $3.
+CREATE FUNCTION holdfast_set_holds(p_now timestamptz, p_day text[], p_ids uuid[], p_arg text[], p_set text) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE v_day text; v_ids uuid[]; v_arg text[]; v_n int; v_done int := 0;
+BEGIN
+    FOR v_day, v_ids, v_arg IN
+        SELECT d, array_agg(i ORDER BY i), array_agg(a ORDER BY i) FROM unnest(p_day, p_ids, p_arg) t(d, i, a) GROUP BY d ORDER BY d
+    LOOP
+        EXECUTE format('UPDATE holds_%s h SET %s FROM unnest($1, $2) t(i, a) WHERE h.id = t.i', v_day, p_set)
+        USING v_ids, v_arg, p_now;
+        GET DIAGNOSTICS v_n = ROW_COUNT;
+        v_done := v_done + v_n;
+    END LOOP;
+    IF v_done <> cardinality(p_ids) THEN
+        RAISE EXCEPTION 'changed % of % holds', v_done, cardinality(p_ids) USING ERRCODE = 'HF002';
+    END IF;
+END $$;
+
+-- Adds dead letters; a second one with the same code changes nothing.
+CREATE FUNCTION holdfast_dead_letters(p_now timestamptz, p_ids uuid[], p_code text[], p_detail text[], p_unrefunded boolean) RETURNS void
+LANGUAGE sql AS $$
+    INSERT INTO dead_letters (hold_id, created_at, unrefunded, code, detail)
+    SELECT i, p_now, p_unrefunded, c, coalesce(d, '') FROM unnest(p_ids, p_code, p_detail) t(i, c, d) ORDER BY i
+    ON CONFLICT DO NOTHING
+$$;
+
+-- Verdict refused: FAILED and its dead letter. The caller holds the row locks
+-- and has checked that there is no verdict yet.
+CREATE FUNCTION holdfast_fail(p_now timestamptz, p_day text[], p_ids uuid[], p_reason text[], p_detail text[], p_watch boolean[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM holdfast_set_holds(p_now, p_day, p_ids, p_reason,
+        'status = 4, verdict = 2, decided_at = $3, refusal_code = t.a, claimed_at = coalesce(h.claimed_at, $3),
+         next_attempt_at = coalesce(h.next_attempt_at, $3)');
+    PERFORM holdfast_dead_letters(p_now, p_ids, p_reason, p_detail, true);
+    -- A person's word is watched: a payment that shows up after it must be seen.
+    UPDATE attempts a SET next_at = p_now + interval '1 minute'
+    FROM unnest(p_ids, p_watch) t(i, w) WHERE a.hold_id = t.i AND t.w;
+    DELETE FROM attempts a USING unnest(p_ids, p_watch) t(i, w) WHERE a.hold_id = t.i AND NOT t.w;
+END $$;
+
+-- Claim: PENDING → EXECUTING where unlock_at has come, by this clock, read
+-- under the row lock: from this commit on no Cancel can win. A hold that is
+-- EXECUTING already is taken over when its attempt is over. p_refusal: found
+-- before anything was sent, so it is FAILED at once.
+CREATE FUNCTION holdfast_claim(p_epoch bigint, p_day text[], p_ids uuid[], p_refusal text[], p_lease_ms bigint)
+RETURNS TABLE (id uuid, code text, in_ms bigint, attempts int, active_ms bigint, since_unsure_ms bigint, since_claim_ms bigint, hold holds)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := holdfast_begin(p_epoch);
+    h holds; i int := 1; a record;
+    v_claim uuid[] := '{}'; v_claim_day text[] := '{}';
+    v_take uuid[] := '{}'; v_take_day text[] := '{}';
+    v_fail uuid[] := '{}'; v_fail_day text[] := '{}'; v_fail_code text[] := '{}';
+    v_next timestamptz; v_first boolean := true;
+BEGIN
+    FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
+        IF v_first THEN
+            v_now := clock_timestamp(); v_first := false;
+            v_next := v_now + p_lease_ms * interval '1 millisecond';
+        END IF;
+        WHILE p_ids[i] <> h.id LOOP i := i + 1; END LOOP;
+        id := h.id; hold := h; in_ms := 0; attempts := 0; active_ms := 0; since_unsure_ms := -1;
+        since_claim_ms := 0;
+        IF h.status = 1 THEN
+            IF h.unlock_at > v_now THEN
+                code := 'not_due';
+                in_ms := ceil(extract(epoch FROM h.unlock_at - v_now) * 1000);
+            ELSIF p_refusal[i] <> '' THEN
+                code := 'refused';
+                v_fail := v_fail || h.id; v_fail_day := v_fail_day || p_day[i]; v_fail_code := v_fail_code || p_refusal[i];
+            ELSE
+                code := 'claimed';
+                v_claim := v_claim || h.id; v_claim_day := v_claim_day || p_day[i];
+            END IF;
+        ELSIF h.status = 2 OR h.status = 4 THEN
+            SELECT t.n, t.active_ms, t.unsure_at, t.next_at INTO a FROM attempts t WHERE t.hold_id = h.id;
+            IF h.status = 4 THEN
+                code := CASE WHEN h.refunded_at IS NULL THEN 'refund' WHEN a.n IS NOT NULL THEN 'watch' ELSE 'ended' END;
+                IF a.n IS NOT NULL THEN
+                    UPDATE attempts t SET next_at = v_now + interval '1 hour' WHERE t.hold_id = h.id;
+                END IF;
+            ELSIF h.next_attempt_at > v_now THEN
+                code := 'busy';
+                in_ms := ceil(extract(epoch FROM h.next_attempt_at - v_now) * 1000);
+            ELSE
+                code := CASE WHEN h.verdict = 1 THEN 'credit' ELSE 'redrive' END;
+                v_take := v_take || h.id; v_take_day := v_take_day || p_day[i];
+                -- Who claimed and never came back may have sent until its time was over.
+                since_unsure_ms := CASE WHEN a.n IS NULL THEN floor(extract(epoch FROM v_now - h.next_attempt_at) * 1000)
+                    WHEN a.unsure_at IS NULL THEN -1 ELSE floor(extract(epoch FROM v_now - a.unsure_at) * 1000) END;
+            END IF;
+            attempts := coalesce(a.n, 0); active_ms := coalesce(a.active_ms, 0);
+            since_claim_ms := floor(extract(epoch FROM v_now - h.claimed_at) * 1000);
+        ELSE
+            code := 'ended';
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+    IF v_claim <> '{}' THEN
+        PERFORM holdfast_set_holds(v_now, v_claim_day, v_claim, array_fill(v_next::text, ARRAY[cardinality(v_claim)]),
+            'status = 2, claimed_at = $3, next_attempt_at = t.a::timestamptz');
+    END IF;
+    IF v_take <> '{}' THEN
+        PERFORM holdfast_set_holds(v_now, v_take_day, v_take, array_fill(v_next::text, ARRAY[cardinality(v_take)]),
+            'next_attempt_at = t.a::timestamptz');
+        -- Its row must not come up again while it is being driven, and what this
+        -- drive may send stays unsure until its end is recorded.
+        UPDATE attempts t SET next_at = v_next, unsure_at = v_next WHERE t.hold_id = ANY (v_take);
+    END IF;
+    IF v_fail <> '{}' THEN
+        PERFORM holdfast_fail(v_now, v_fail_day, v_fail, v_fail_code,
+            array_fill('the recipient was checked before the payment'::text, ARRAY[cardinality(v_fail)]),
+            array_fill(false, ARRAY[cardinality(v_fail)]));
+    END IF;
+END $$;
+
+-- Verdict paid: EXECUTING without verdict gets one; escrow → transit. Where the
+-- recipient lives here too (p_local, else null), credit and EXECUTED are done
+-- in the same transaction.
+CREATE FUNCTION holdfast_settle(p_epoch bigint, p_day text[], p_ids uuid[], p_payment text[], p_local uuid[],
+    p_bucket smallint[], p_local_bucket smallint[])
+RETURNS TABLE (id uuid, code text, hold holds)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := holdfast_begin(p_epoch);
+    h holds; i int := 1;
+    v_far uuid[] := '{}'; v_far_day text[] := '{}'; v_far_pay text[] := '{}';
+    v_near uuid[] := '{}'; v_near_day text[] := '{}'; v_near_pay text[] := '{}';
+    v_all uuid[] := '{}'; v_bucket smallint[] := '{}'; v_near_bucket smallint[] := '{}';
+    u uuid[] := '{}'; c text[] := '{}'; b smallint[] := '{}'; m bigint[] := '{}'; r uuid[] := '{}';
+    u2 uuid[] := '{}'; c2 text[] := '{}'; b2 smallint[] := '{}'; m2 bigint[] := '{}'; r2 uuid[] := '{}';
+    v_late uuid[] := '{}'; v_late_pay text[] := '{}';
+BEGIN
+    FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
+        WHILE p_ids[i] <> h.id LOOP i := i + 1; END LOOP;
+        id := h.id;
+        IF h.status = 2 AND h.verdict IS NULL THEN
+            code := 'ok';
+            v_all := v_all || h.id; v_bucket := v_bucket || p_bucket[i];
+            u := u || ARRAY[h.sender, h.sender]; c := c || ARRAY[h.currency, h.currency];
+            b := b || ARRAY[2::smallint, 3::smallint]; m := m || ARRAY[-h.amount, h.amount]; r := r || ARRAY[h.id, h.id];
+            h.verdict := 1; h.payment_id := p_payment[i]; h.decided_at := v_now;
+            IF p_local[i] IS NULL THEN
+                v_far := v_far || h.id; v_far_day := v_far_day || p_day[i]; v_far_pay := v_far_pay || p_payment[i];
+            ELSIF p_local[i] <> h.recipient THEN
+                RAISE EXCEPTION 'hold % pays % and not %', h.id, h.recipient, p_local[i] USING ERRCODE = 'HF002';
+            ELSE
+                v_near := v_near || h.id; v_near_day := v_near_day || p_day[i]; v_near_pay := v_near_pay || p_payment[i];
+                v_near_bucket := v_near_bucket || p_local_bucket[i];
+                u2 := u2 || ARRAY[h.recipient, h.recipient]; c2 := c2 || ARRAY[h.currency, h.currency];
+                b2 := b2 || ARRAY[3::smallint, 1::smallint]; m2 := m2 || ARRAY[-h.amount, h.amount]; r2 := r2 || ARRAY[h.id, h.id];
+                h.status := 3; h.executed_at := v_now;
+            END IF;
+        ELSIF h.verdict = 1 THEN
+            code := 'already';
+        ELSIF h.status = 4 THEN
+            code := 'verdict_is_other';
+            v_late := v_late || h.id; v_late_pay := v_late_pay || ('payment ' || p_payment[i]);
+        ELSE
+            code := 'impossible_state';
+        END IF;
+        hold := h;
+        RETURN NEXT;
+    END LOOP;
+    IF v_all <> '{}' THEN
+        PERFORM holdfast_barrier(v_now, v_all, 1::smallint, 2::smallint, v_bucket);
+        IF v_near <> '{}' THEN
+            PERFORM holdfast_barrier(v_now, v_near, 2::smallint, 2::smallint, v_near_bucket);
+            PERFORM holdfast_set_holds(v_now, v_near_day, v_near, v_near_pay,
+                'verdict = 1, decided_at = $3, payment_id = t.a, status = 3, executed_at = $3');
+            DELETE FROM attempts t WHERE t.hold_id = ANY (v_near);
+        END IF;
+        IF v_far <> '{}' THEN
+            PERFORM holdfast_set_holds(v_now, v_far_day, v_far, v_far_pay,
+                'verdict = 1, decided_at = $3, payment_id = t.a');
+        END IF;
+        PERFORM holdfast_settle_post(u, c, b, m, r, u2, c2, b2, m2, r2);
+    END IF;
+    IF v_late <> '{}' THEN
+        PERFORM holdfast_dead_letters(v_now, v_late, array_fill('late_success'::text, ARRAY[cardinality(v_late)]), v_late_pay, false);
+        DELETE FROM attempts t WHERE t.hold_id = ANY (v_late);
+    END IF;
+END $$;
+
+-- Posts the settle legs and then the credit legs of the same transaction. All
+-- accounts of both are locked first, in one ascending order.
+CREATE FUNCTION holdfast_settle_post(u uuid[], c text[], b smallint[], m bigint[], r uuid[],
+    u2 uuid[], c2 text[], b2 smallint[], m2 bigint[], r2 uuid[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF u2 <> '{}' THEN
+        PERFORM count(l.ok) FROM (SELECT DISTINCT x, y FROM unnest(u || u2, c || c2, b || b2) t(x, y, z) WHERE z <= 2 ORDER BY x, y) k
+        LEFT JOIN LATERAL (SELECT true AS ok FROM accounts a WHERE a.user_id = k.x AND a.currency = k.y FOR NO KEY UPDATE) l ON true;
+    END IF;
+    PERFORM holdfast_post(u, c, b, m, r, 2::smallint);
+    IF u2 <> '{}' THEN
+        PERFORM holdfast_post(u2, c2, b2, m2, r2, 3::smallint);
+    END IF;
+END $$;
+
+-- Verdict refused.
+CREATE FUNCTION holdfast_refuse(p_epoch bigint, p_day text[], p_ids uuid[], p_reason text[], p_detail text[], p_watch boolean[])
+RETURNS TABLE (id uuid, code text, hold holds)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := holdfast_begin(p_epoch);
+    h holds; i int := 1;
+    v_ids uuid[] := '{}'; v_day text[] := '{}'; v_reason text[] := '{}'; v_detail text[] := '{}'; v_watch boolean[] := '{}';
+BEGIN
+    FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
+        WHILE p_ids[i] <> h.id LOOP i := i + 1; END LOOP;
+        id := h.id;
+        IF h.status = 2 AND h.verdict IS NULL THEN
+            code := 'ok';
+            v_ids := v_ids || h.id; v_day := v_day || p_day[i]; v_reason := v_reason || p_reason[i];
+            v_detail := v_detail || p_detail[i]; v_watch := v_watch || p_watch[i];
+            h.status := 4; h.verdict := 2; h.decided_at := v_now; h.refusal_code := p_reason[i];
+        ELSE
+            code := CASE WHEN h.status = 4 THEN 'already' WHEN h.verdict = 1 THEN 'verdict_is_other' ELSE 'impossible_state' END;
+        END IF;
+        hold := h;
+        RETURN NEXT;
+    END LOOP;
+    IF v_ids <> '{}' THEN
+        PERFORM holdfast_fail(v_now, v_day, v_ids, v_reason, v_detail, v_watch);
+    END IF;
+END $$;
+
+-- Credit: branch 02 on the recipient's shard. The barrier row alone decides
+-- whether it was done; the account's status is never asked.
+CREATE FUNCTION holdfast_credit(p_epoch bigint, p_ids uuid[], p_recipient uuid[], p_currency text[], p_amount bigint[], p_bucket smallint[])
+RETURNS TABLE (id uuid, code text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := holdfast_begin(p_epoch);
+    v_new uuid[]; i int; j int := 1;
+    u uuid[] := '{}'; c text[] := '{}'; b smallint[] := '{}'; m bigint[] := '{}'; r uuid[] := '{}';
+BEGIN
+    WITH new AS (
+        INSERT INTO barrier (gid, created_at, branch, op, owner_bucket)
+        SELECT g, v_now, 2, 2, o FROM unnest(p_ids, p_bucket) t(g, o) ORDER BY g
+        ON CONFLICT DO NOTHING RETURNING gid)
+    SELECT coalesce(array_agg(gid ORDER BY gid), '{}') INTO v_new FROM new;
+    FOR i IN 1 .. cardinality(p_ids) LOOP
+        id := p_ids[i]; code := 'already';
+        IF v_new[j] = p_ids[i] THEN
+            code := 'ok'; j := j + 1;
+            u := u || ARRAY[p_recipient[i], p_recipient[i]]; c := c || ARRAY[p_currency[i], p_currency[i]];
+            b := b || ARRAY[3::smallint, 1::smallint]; m := m || ARRAY[-p_amount[i], p_amount[i]]; r := r || ARRAY[id, id];
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+    IF u <> '{}' THEN
+        PERFORM holdfast_post(u, c, b, m, r, 3::smallint);
+    END IF;
+END $$;
+
+-- The end of the good path: the recipient has been credited.
+CREATE FUNCTION holdfast_executed(p_epoch bigint, p_day text[], p_ids uuid[])
+RETURNS TABLE (id uuid, code text, hold holds)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := holdfast_begin(p_epoch);
+    h holds; i int := 1; v_ids uuid[] := '{}'; v_day text[] := '{}';
+BEGIN
+    FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
+        WHILE p_ids[i] <> h.id LOOP i := i + 1; END LOOP;
+        id := h.id;
+        IF h.status = 2 AND h.verdict = 1 THEN
+            code := 'ok'; v_ids := v_ids || h.id; v_day := v_day || p_day[i];
+            h.status := 3; h.executed_at := v_now;
+        ELSE
+            code := CASE WHEN h.status = 3 THEN 'already' ELSE 'impossible_state' END;
+        END IF;
+        hold := h;
+        RETURN NEXT;
+    END LOOP;
+    IF v_ids <> '{}' THEN
+        PERFORM holdfast_set_holds(v_now, v_day, v_ids, v_day, 'status = 3, executed_at = $3');
+        DELETE FROM attempts t WHERE t.hold_id = ANY (v_ids);
+    END IF;
+END $$;
+
+-- A drive that ended without a verdict, or before the credit was done.
+CREATE FUNCTION holdfast_defer(p_epoch bigint, p_day text[], p_ids uuid[], p_delay_ms bigint[], p_active_ms bigint[],
+    p_error text[], p_dead text[], p_unsure boolean[])
+RETURNS TABLE (id uuid, code text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := holdfast_begin(p_epoch);
+    h holds; i int := 1; v_ids uuid[] := '{}'; v_day text[] := '{}'; v_next text[] := '{}'; v_at int[] := '{}';
+    v_dead uuid[] := '{}'; v_dead_code text[] := '{}'; v_why text[] := '{}';
+BEGIN
+    FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
+        WHILE p_ids[i] <> h.id LOOP i := i + 1; END LOOP;
+        id := h.id; code := 'already';
+        IF h.status = 2 THEN
+            code := 'ok'; v_at := v_at || i;
+            v_ids := v_ids || h.id; v_day := v_day || p_day[i];
+            v_next := v_next || (v_now + p_delay_ms[i] * interval '1 millisecond')::text;
+        END IF;
+        IF p_dead[i] = 'impossible_state' OR (p_dead[i] <> '' AND h.status = 2 AND h.verdict IS NULL) THEN
+            v_dead := v_dead || h.id; v_dead_code := v_dead_code || p_dead[i]; v_why := v_why || p_error[i];
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+    IF v_ids <> '{}' THEN
+        PERFORM holdfast_set_holds(v_now, v_day, v_ids, v_next, 'next_attempt_at = t.a::timestamptz');
+        INSERT INTO attempts AS t (hold_id, next_at, n, active_ms, unsure_at, last_error)
+        SELECT p_ids[o], v_now + p_delay_ms[o] * interval '1 millisecond', 1, p_active_ms[o],
+               CASE WHEN p_unsure[o] THEN v_now END, p_error[o] FROM unnest(v_at) o
+        ON CONFLICT (hold_id) DO UPDATE SET next_at = excluded.next_at, n = t.n + 1,
+            active_ms = t.active_ms + excluded.active_ms, last_error = excluded.last_error,
+            -- A drive sets unsure_at ahead when it begins; its end is now.
+            unsure_at = coalesce(excluded.unsure_at, least(t.unsure_at, v_now));
+    END IF;
+    PERFORM holdfast_dead_letters(v_now, v_dead, v_dead_code, v_why, false);
+END $$;
+
+-- The way back of a FAILED hold: escrow → sender.
+CREATE FUNCTION holdfast_refund(p_epoch bigint, p_day text[], p_ids uuid[], p_bucket smallint[])
+RETURNS TABLE (id uuid, code text, hold holds)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := holdfast_begin(p_epoch);
+    h holds; i int := 1; v_ids uuid[] := '{}'; v_day text[] := '{}'; v_bucket smallint[] := '{}';
+    u uuid[] := '{}'; c text[] := '{}'; m bigint[] := '{}';
+BEGIN
+    FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
+        WHILE p_ids[i] <> h.id LOOP i := i + 1; END LOOP;
+        id := h.id;
+        IF h.status <> 4 THEN
+            code := 'not_refundable';
+        ELSIF h.refunded_at IS NOT NULL THEN
+            code := 'already';
+        ELSE
+            code := 'ok'; h.refunded_at := v_now;
+            v_ids := v_ids || h.id; v_day := v_day || p_day[i]; v_bucket := v_bucket || p_bucket[i];
+            u := u || h.sender; c := c || h.currency; m := m || h.amount;
+        END IF;
+        hold := h;
+        RETURN NEXT;
+    END LOOP;
+    IF v_ids <> '{}' THEN
+        PERFORM holdfast_barrier(v_now, v_ids, 1::smallint, 3::smallint, v_bucket);
+        PERFORM holdfast_set_holds(v_now, v_day, v_ids, v_day, 'refunded_at = $3');
+        PERFORM holdfast_post_within(u, c, m, v_ids, 2::smallint, 1::smallint, 4::smallint);
+        UPDATE dead_letters d SET unrefunded = false, resolution = coalesce(d.resolution, 'refunded')
+        WHERE d.hold_id = ANY (v_ids) AND d.unrefunded;
+    END IF;
+END $$;
+
+-- Cancel: PENDING → CANCELLED while unlock_at is ahead, by the clock read under
+-- the row lock. With an operator it is a release: for matured holds that are
+-- still PENDING, which proves that nothing was sent. p_null: a hold that does
+-- not exist leaves the barrier row of a Try, which suspends a later one.
+CREATE FUNCTION holdfast_cancel(p_epoch bigint, p_day text[], p_ids uuid[], p_actor uuid[], p_operator text[],
+    p_reason text[], p_null boolean[], p_bucket smallint[])
+RETURNS TABLE (id uuid, code text, hold holds)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := holdfast_begin(p_epoch);
+    h holds; i int; v_first boolean := true;
+    v_ids uuid[] := '{}'; v_day text[] := '{}'; v_bucket smallint[] := '{}'; v_absent uuid[]; v_new uuid[];
+    u uuid[] := '{}'; c text[] := '{}'; m bigint[] := '{}';
+BEGIN
+    -- Barrier rows come before the holds. Either this row is new, and then no
+    -- Try of this gid can ever do anything, or a Try (or an earlier null
+    -- cancel) was first, and its hold, if there is one, can be seen below.
+    IF true = ANY (p_null) THEN
+        WITH new AS (
+            INSERT INTO barrier (gid, created_at, branch, op, owner_bucket)
+            SELECT g, v_now, 1, 1, o FROM unnest(p_ids, p_null, p_bucket) t(g, nul, o) WHERE nul ORDER BY g
+            ON CONFLICT DO NOTHING RETURNING gid)
+        SELECT coalesce(array_agg(gid), '{}') INTO v_absent FROM new;
+        INSERT INTO barrier (gid, created_at, branch, op, owner_bucket)
+        SELECT g, v_now, 1, 3, o FROM unnest(p_ids, p_bucket) t(g, o) WHERE g = ANY (v_absent) ORDER BY g
+        ON CONFLICT DO NOTHING;
+        FOREACH id IN ARRAY v_absent LOOP
+            code := 'null_cancel';
+            RETURN NEXT;
+        END LOOP;
+    END IF;
+    i := 1;
+    FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
+        IF v_first THEN
+            v_now := clock_timestamp(); v_first := false;
+        END IF;
+        WHILE p_ids[i] <> h.id LOOP i := i + 1; END LOOP;
+        id := h.id;
+        code := CASE
+            WHEN p_actor[i] IS NOT NULL AND p_actor[i] = h.recipient THEN 'forbidden_cancel'
+            WHEN p_actor[i] IS NOT NULL AND p_actor[i] <> h.sender THEN 'hold_not_found'
+            WHEN h.status = 5 THEN 'already'
+            WHEN h.status = 3 THEN 'hold_already_executed'
+            WHEN h.status = 4 THEN 'hold_failed'
+            WHEN h.status = 2 THEN 'hold_matured'
+            WHEN p_operator[i] = '' AND h.unlock_at <= v_now THEN 'hold_matured'
+            WHEN p_operator[i] <> '' AND h.unlock_at > v_now THEN 'hold_not_matured'
+            ELSE 'ok' END;
+        IF code = 'ok' THEN
+            h.status := 5; h.cancelled_at := v_now;
+            v_ids := v_ids || h.id; v_day := v_day || p_day[i]; v_bucket := v_bucket || p_bucket[i];
+            u := u || h.sender; c := c || h.currency; m := m || h.amount;
+            IF p_operator[i] <> '' THEN
+                INSERT INTO audit (at, hold_id, actor, action, reason) VALUES (v_now, h.id, p_operator[i], 'release', p_reason[i]);
+            END IF;
+        END IF;
+        hold := h;
+        RETURN NEXT;
+    END LOOP;
+    IF v_ids <> '{}' THEN
+        PERFORM holdfast_barrier(v_now, v_ids, 1::smallint, 3::smallint, v_bucket);
+        PERFORM holdfast_set_holds(v_now, v_day, v_ids, v_day, 'status = 5, cancelled_at = $3');
+        PERFORM holdfast_post_within(u, c, m, v_ids, 2::smallint, 1::smallint, 5::smallint);
+    END IF;
+END $$;
