@@ -51,6 +51,7 @@ const (
 	OffCreditMissing        = "credit_missing" // EXECUTED, and nobody was credited
 	OffCreditDoubled        = "credit_doubled" // credited more than once
 	OffCreditDiffers        = "credit_differs" // another recipient, amount or currency than the hold's
+	OffHoldDoubled          = "hold_doubled"   // paid on more than one shard
 )
 
 // ShardProof is what one shard's books say under one snapshot. The sums are

@@ -1,0 +1,95 @@
+package participants
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/holdfast-escrow/holdfast"
+	"github.com/holdfast-escrow/holdfast/shards"
+)
+
+const entryColumns = `posted_at, ref, user_id, amount, seq, balance_after, movement, book, currency`
+
+func scanEntry(row pgx.CollectableRow) (holdfast.Entry, error) {
+	var e holdfast.Entry
+	var seq, after *int64
+	err := row.Scan(&e.PostedAt, (*[16]byte)(&e.Ref), (*[16]byte)(&e.User), &e.Amount, &seq, &after,
+		(*int16)(&e.Movement), (*int16)(&e.Book), &e.Currency)
+	e.PostedAt, e.Seq, e.BalanceAfter = e.PostedAt.UTC(), value(seq), value(after)
+	return e, err
+}
+
+// entryWalk reads the entries of one account backwards. The numbers of an
+// account's entries have no gaps and grow with posted_at, so a stretch of
+// numbers is a bounded piece of work whatever else the account has, and it is
+// found by going through the days from the newest to the oldest, each through
+// the partition's own index.
+type entryWalk struct {
+	user     holdfast.UserID
+	currency string
+	next     int64        // the entries still to read have a lower number; 1 = none
+	days     []shards.Day // newest first; those before day index 0 are exhausted
+}
+
+const accountTopSQL = `SELECT seq FROM accounts WHERE user_id = $1 AND currency = $2`
+
+// newEntryWalk begins below before, or with the newest entry when before is 0.
+// pgx.ErrNoRows: there is no such account.
+func newEntryWalk(ctx context.Context, db reader, user holdfast.UserID, currency string, before int64, days []shards.Day) (*entryWalk, error) {
+	var top int64
+	if err := db.QueryRow(ctx, accountTopSQL, [16]byte(user), currency).Scan(&top); err != nil {
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil, pgx.ErrNoRows
+		}
+		return nil, fmt.Errorf("read account %s: %w", user, err)
+	}
+	w := &entryWalk{user: user, currency: currency, next: top + 1, days: days}
+	if before > 0 && before < w.next {
+		w.next = before
+	}
+	return w, nil
+}
+
+func (w *entryWalk) done() bool { return w.next <= 1 || len(w.days) == 0 }
+
+// stretch reads the next n numbers, newest first. Fewer come back only at the
+// end of what the shard still keeps.
+func (w *entryWalk) stretch(ctx context.Context, db reader, n int) ([]holdfast.Entry, error) {
+	low := max(w.next-int64(n), 1)
+	var all []holdfast.Entry
+	for len(w.days) > 0 && w.next > low {
+		rows, err := db.Query(ctx, `SELECT `+entryColumns+` FROM entries_`+w.days[0].String()+`
+			WHERE user_id = $1 AND book <= 2 AND seq >= $2 AND seq < $3 AND currency = $4
+			ORDER BY seq DESC`, [16]byte(w.user), low, w.next, w.currency)
+		var some []holdfast.Entry
+		if err == nil {
+			some, err = pgx.CollectRows(rows, scanEntry)
+		}
+		if err != nil && !isUndefinedTable(err) { // retention took the day meanwhile
+			return nil, fmt.Errorf("read entries of %s: %w", w.user, err)
+		}
+		if len(some) > 0 {
+			all = append(all, some...)
+			w.next = some[len(some)-1].Seq
+		}
+		if w.next > low {
+			w.days = w.days[1:]
+		}
+	}
+	return all, nil
+}
+
+// entryDays are the days that can have entries: partitions made ahead are empty.
+// A day of slack covers a process whose clock is behind the shard's.
+func entryDays(ctx context.Context, db reader) ([]shards.Day, error) {
+	days, err := leaves(ctx, db, "entries")
+	last := shards.DayAt(time.Now()) + 1
+	for len(days) > 0 && days[0] > last {
+		days = days[1:]
+	}
+	return days, err
+}

@@ -1,0 +1,183 @@
+package participants
+
+import (
+	"context"
+
+	"github.com/holdfast-escrow/holdfast"
+	"github.com/holdfast-escrow/holdfast/internal/branch"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+var claimSQL = `SELECT f.id, f.code, f.in_ms, f.attempts, f.active_ms, f.since_unsure_ms, f.since_claim_ms, ` + foldColumns + `
+	FROM holdfast_claim($1, $2, $3, $4, $5) f`
+
+// claimBatch takes due holds. The whole batch gets the longest lease asked for.
+func (l *ledger) claimBatch(items []branch.ClaimItem) []branch.ClaimResult {
+	out := runBatch(l, branch.OpClaim, items, func(ctx context.Context, conn *pgx.Conn, items []branch.ClaimItem) ([]branch.ClaimResult, error) {
+		order, days, ids := sorted(items, func(i *branch.ClaimItem) holdfast.HoldID { return i.ID })
+		var lease int64
+		for i := range items {
+			lease = max(lease, items[i].LeaseMS)
+		}
+		out := make([]branch.ClaimResult, len(items))
+		for i := range out {
+			out[i].Code = branch.CodeNotFound
+		}
+		rows, err := conn.Query(ctx, claimSQL, l.epoch, days, ids,
+			byOrder(items, order, func(i *branch.ClaimItem) string { return i.Refusal }), lease)
+		if err != nil {
+			return nil, err
+		}
+		var id [16]byte
+		var code string
+		var r branch.ClaimResult
+		var h holdRow
+		at := newPlaces(order, ids)
+		_, err = pgx.ForEachRow(rows, append([]any{&id, &code, &r.InMS, &r.Attempts, &r.ActiveMS, &r.SinceUnsureMS, &r.SinceClaimMS},
+			h.dest()...), func() error {
+			r.Hold, _ = h.hold()
+			r.Code = branch.Code(code)
+			out[at.of(id)] = r
+			return nil
+		})
+		return out, err
+	}, func(c branch.Code, _ error) branch.ClaimResult { return branch.ClaimResult{Code: c} })
+	for i := range out {
+		l.count(branch.OpClaim, out[i].Code)
+	}
+	return out
+}
+
+var settleSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_settle($1, $2, $3, $4, $5, $6, $7) f`
+
+// settleBatch commits verdicts paid: branch 01, op confirm; for recipients of
+// this shard also branch 02 and the end.
+func (l *ledger) settleBatch(items []branch.SettleItem) []branch.HoldResult {
+	return countHolds(l, branch.OpSettle, runBatch(l, branch.OpSettle, items, func(ctx context.Context, conn *pgx.Conn, items []branch.SettleItem) ([]branch.HoldResult, error) {
+		order, days, ids := sorted(items, func(i *branch.SettleItem) holdfast.HoldID { return i.ID })
+		return holdRows(ctx, conn, order, ids, settleSQL, l.epoch, days, ids,
+			byOrder(items, order, func(i *branch.SettleItem) string { return i.PaymentID }),
+			byOrder(items, order, func(i *branch.SettleItem) pgtype.UUID {
+				local := !i.Recipient.IsZero() && l.shardMap.OfUser(i.Recipient) == l.shard
+				return pgtype.UUID{Bytes: i.Recipient, Valid: local}
+			}),
+			byOrder(items, order, func(i *branch.SettleItem) int16 { return int16(i.ID.Bucket()) }),
+			byOrder(items, order, func(i *branch.SettleItem) int16 { return int16(i.Recipient.Bucket()) }))
+	}, holdFailed))
+}
+
+var refuseSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_refuse($1, $2, $3, $4, $5, $6) f`
+
+// refuseBatch commits verdicts refused.
+func (l *ledger) refuseBatch(items []branch.RefuseItem) []branch.HoldResult {
+	return countHolds(l, branch.OpRefuse, runBatch(l, branch.OpRefuse, items, func(ctx context.Context, conn *pgx.Conn, items []branch.RefuseItem) ([]branch.HoldResult, error) {
+		order, days, ids := sorted(items, func(i *branch.RefuseItem) holdfast.HoldID { return i.ID })
+		return holdRows(ctx, conn, order, ids, refuseSQL, l.epoch, days, ids,
+			byOrder(items, order, func(i *branch.RefuseItem) string { return i.Reason }),
+			byOrder(items, order, func(i *branch.RefuseItem) string { return i.Detail }),
+			byOrder(items, order, func(i *branch.RefuseItem) bool { return i.Watch }))
+	}, holdFailed))
+}
+
+var executedSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_executed($1, $2, $3) f`
+
+// executedBatch ends holds whose recipient has been credited.
+func (l *ledger) executedBatch(items []branch.IDItem) []branch.HoldResult {
+	return countHolds(l, branch.OpExecuted, runBatch(l, branch.OpExecuted, items, func(ctx context.Context, conn *pgx.Conn, items []branch.IDItem) ([]branch.HoldResult, error) {
+		order, days, ids := sorted(items, func(i *branch.IDItem) holdfast.HoldID { return i.ID })
+		return holdRows(ctx, conn, order, ids, executedSQL, l.epoch, days, ids)
+	}, holdFailed))
+}
+
+var refundSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_refund($1, $2, $3, $4) f`
+
+// refundBatch gives the coins of FAILED holds back: branch 01, op cancel.
+func (l *ledger) refundBatch(items []branch.IDItem) []branch.HoldResult {
+	return countHolds(l, branch.OpRefund, runBatch(l, branch.OpRefund, items, func(ctx context.Context, conn *pgx.Conn, items []branch.IDItem) ([]branch.HoldResult, error) {
+		order, days, ids := sorted(items, func(i *branch.IDItem) holdfast.HoldID { return i.ID })
+		return holdRows(ctx, conn, order, ids, refundSQL, l.epoch, days, ids,
+			byOrder(items, order, func(i *branch.IDItem) int16 { return int16(i.ID.Bucket()) }))
+	}, holdFailed))
+}
+
+var cancelSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_cancel($1, $2, $3, $4, $5, $6, $7, $8) f`
+
+// cancelBatch gives the coins of PENDING holds back: branch 01, op cancel.
+func (l *ledger) cancelBatch(items []branch.CancelItem) []branch.HoldResult {
+	out := runBatch(l, branch.OpCancel, items, func(ctx context.Context, conn *pgx.Conn, items []branch.CancelItem) ([]branch.HoldResult, error) {
+		order, days, ids := sorted(items, func(i *branch.CancelItem) holdfast.HoldID { return i.ID })
+		return holdRows(ctx, conn, order, ids, cancelSQL, l.epoch, days, ids,
+			byOrder(items, order, func(i *branch.CancelItem) pgtype.UUID { return pgtype.UUID{Bytes: i.Actor, Valid: !i.Actor.IsZero()} }),
+			byOrder(items, order, func(i *branch.CancelItem) string { return i.Operator }),
+			byOrder(items, order, func(i *branch.CancelItem) string { return i.Reason }),
+			byOrder(items, order, func(i *branch.CancelItem) bool { return i.NullOK }),
+			byOrder(items, order, func(i *branch.CancelItem) int16 { return int16(i.ID.Bucket()) }))
+	}, holdFailed)
+	for i := range out {
+		switch {
+		case out[i].Code == branch.CodeNullCancel:
+			l.metrics.nullCancel.Inc()
+		case out[i].Code == branch.CodeNotFound && items[i].NullOK:
+			out[i].Code = branch.CodeAlready // its barrier rows stand; there is no hold
+		case out[i].Code == branch.CodeNotFound || out[i].Code == branch.CodeForbidden:
+			out[i].Hold = holdfast.Hold{} // a stranger learns nothing
+		}
+	}
+	return countHolds(l, branch.OpCancel, out)
+}
+
+const creditSQL = `SELECT id, code FROM holdfast_credit($1, $2, $3, $4, $5, $6)`
+
+// creditBatch pays recipients of this shard: branch 02, op confirm.
+func (l *ledger) creditBatch(items []branch.CreditItem) []branch.CodeResult {
+	return l.codes(branch.OpCredit, runBatch(l, branch.OpCredit, items, func(ctx context.Context, conn *pgx.Conn, items []branch.CreditItem) ([]branch.CodeResult, error) {
+		order, _, ids := sorted(items, func(i *branch.CreditItem) holdfast.HoldID { return i.ID })
+		return codeRows(ctx, conn, order, ids, creditSQL, l.epoch, ids,
+			byOrder(items, order, func(i *branch.CreditItem) [16]byte { return i.Recipient }),
+			byOrder(items, order, func(i *branch.CreditItem) string { return i.Currency }),
+			byOrder(items, order, func(i *branch.CreditItem) int64 { return i.Amount }),
+			byOrder(items, order, func(i *branch.CreditItem) int16 { return int16(i.Recipient.Bucket()) }))
+	}, codeFailed))
+}
+
+const deferSQL = `SELECT id, code FROM holdfast_defer($1, $2, $3, $4, $5, $6, $7, $8)`
+
+// deferBatch ends drives that have no verdict.
+func (l *ledger) deferBatch(items []branch.DeferItem) []branch.CodeResult {
+	return l.codes(branch.OpDefer, runBatch(l, branch.OpDefer, items, func(ctx context.Context, conn *pgx.Conn, items []branch.DeferItem) ([]branch.CodeResult, error) {
+		order, days, ids := sorted(items, func(i *branch.DeferItem) holdfast.HoldID { return i.ID })
+		return codeRows(ctx, conn, order, ids, deferSQL, l.epoch, days, ids,
+			byOrder(items, order, func(i *branch.DeferItem) int64 { return i.DelayMS }),
+			byOrder(items, order, func(i *branch.DeferItem) int64 { return i.ActiveMS }),
+			byOrder(items, order, func(i *branch.DeferItem) string { return i.Error }),
+			byOrder(items, order, func(i *branch.DeferItem) string { return i.Dead }),
+			byOrder(items, order, func(i *branch.DeferItem) bool { return i.Unsure }))
+	}, codeFailed))
+}
+
+func (l *ledger) codes(op string, out []branch.CodeResult) []branch.CodeResult {
+	for i := range out {
+		l.count(op, out[i].Code)
+	}
+	return out
+}
+
+func codeRows(ctx context.Context, conn *pgx.Conn, order []int, ids [][16]byte, sql string, args ...any) ([]branch.CodeResult, error) {
+	out := make([]branch.CodeResult, len(order))
+	for i := range out {
+		out[i].Code = branch.CodeNotFound
+	}
+	rows, err := conn.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	var id [16]byte
+	var code string
+	at := newPlaces(order, ids)
+	_, err = pgx.ForEachRow(rows, []any{&id, &code}, func() error {
+		out[at.of(id)].Code = branch.Code(code)
+		return nil
+	})
+	return out, err
+}
