@@ -1,0 +1,48 @@
+package scheduler
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are the scheduler's own figures; the first three names are part of
+// the contract.
+type metrics struct {
+	triggers *prometheus.GaugeVec // shard
+	drift    *prometheus.GaugeVec // shard
+	overdue  *prometheus.GaugeVec // shard
+
+	clocks  *prometheus.GaugeVec   // shard
+	driven  *prometheus.CounterVec // shard, source
+	dropped *prometheus.CounterVec // shard
+	redisUp prometheus.Gauge
+}
+
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{"shard"})
+	}
+	m := &metrics{
+		triggers: gauge("holdfast_scheduler_triggers",
+			"Triggers in Redis, pending and in flight."),
+		drift: gauge("holdfast_scheduler_drift",
+			"PENDING holds within the horizon minus their triggers in Redis, at the last sweep of this process."),
+		overdue: gauge("holdfast_oldest_overdue_pending_seconds",
+			"How late the oldest matured PENDING hold is, read from PostgreSQL; 0 when none is late."),
+		clocks: gauge("holdfast_scheduler_clock_disagreement_seconds",
+			"The largest difference between the clocks of shard, Redis and process; above 2 the shard is not driven."),
+		driven: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "holdfast_scheduler_driven_total",
+			Help: "Ids handed to the coordinator, by where they came from: redis or postgresql."}, []string{"shard", "source"}),
+		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "holdfast_scheduler_triggers_dropped_total",
+			Help: "Triggers of new holds that did not reach Redis; the sweeper or the dispatcher finds these holds."}, []string{"shard"}),
+		redisUp: prometheus.NewGauge(prometheus.GaugeOpts{Name: "holdfast_scheduler_redis_up",
+			Help: "1 while Redis answers this scheduler."}),
+	}
+	for _, c := range []prometheus.Collector{m.triggers, m.drift, m.overdue, m.clocks, m.driven, m.dropped, m.redisUp} {
+		if err := r.Register(c); err != nil {
+			return nil, fmt.Errorf("register the scheduler's metrics: %w", err)
+		}
+	}
+	return m, nil
+}
