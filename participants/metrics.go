@@ -1,6 +1,11 @@
 package participants
 
 import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/holdfast-escrow/holdfast/internal/branch"
 	"github.com/holdfast-escrow/holdfast/shards"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -13,7 +18,46 @@ type metrics struct {
 	batchSize    *prometheus.HistogramVec // op
 }
 
-func newMetrics(r prometheus.Registerer, _ *shards.Set) *metrics {
+// letters counts the open dead letters of all shards at each scrape. A shard that
+// is away is left out: the figure then is a lower bound.
+type letters struct {
+	set  *shards.Set
+	desc *prometheus.Desc
+}
+
+// scrapeTimeout bounds the look at one shard.
+const scrapeTimeout = 2 * time.Second
+
+// Describe implements prometheus.Collector.
+func (l *letters) Describe(out chan<- *prometheus.Desc) { out <- l.desc }
+
+// Collect implements prometheus.Collector.
+func (l *letters) Collect(out chan<- prometheus.Metric) {
+	found := make([]map[string]int64, l.set.N())
+	var all sync.WaitGroup
+	for i := range found {
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+			defer cancel()
+			s := branch.ShardStatus{OpenDeadLetters: map[string]int64{}}
+			if openLetters(ctx, l.set.Reads(i), &s) == nil {
+				found[i] = s.OpenDeadLetters
+			}
+		})
+	}
+	all.Wait()
+	sums := map[string]int64{}
+	for _, f := range found {
+		for code, n := range f {
+			sums[code] += n
+		}
+	}
+	for code, n := range sums {
+		out <- prometheus.MustNewConstMetric(l.desc, prometheus.GaugeValue, float64(n), code)
+	}
+}
+
+func newMetrics(r prometheus.Registerer, set *shards.Set) *metrics {
 	m := &metrics{
 		branches: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "holdfast_branch_total",
 			Help: "Branch steps by what became of them."}, []string{"op", "outcome"}),
@@ -24,6 +68,8 @@ func newMetrics(r prometheus.Registerer, _ *shards.Set) *metrics {
 		batchSize: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "holdfast_batch_size",
 			Help: "Items per batch.", Buckets: []float64{1, 2, 5, 10, 20, 50, 100, 200, 500}}, []string{"op"}),
 	}
+	r.MustRegister(&letters{set: set, desc: prometheus.NewDesc("holdfast_dead_letters",
+		"Dead letters that nobody has closed, by code.", []string{"code"}, nil)})
 	r.MustRegister(m.branches, m.nullCancel, m.suspendedTry, m.batchSize)
 	return m
 }
