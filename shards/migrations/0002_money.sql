@@ -23,35 +23,35 @@ BEGIN
     RETURN clock_timestamp();
 END $$;
 
--- The one place where balances change and entries are written. Leg i moves
--- p_amount[i] into (or, negative, out of) a book; legs of one movement sum to
--- zero. Locks the accounts in ascending order, updates each once, and numbers
--- the entries of each account in the order of the legs, each with the balance
--- after it. Returns the time of posting, read under the locks, so that it never
--- runs backwards within an account.
+-- The one place where balances change and entries are written. Item i moves
+-- p_amount[i] of one user from one book to another: two entries, a debit and a
+-- credit, that sum to zero. Locks the accounts in ascending order, updates each
+-- once, and numbers the entries of each account in the order of the items, each
+-- with the balance after it. Returns the time of posting, read under the locks,
+-- so that it never runs backwards within an account.
 CREATE FUNCTION holdfast_post(
-    p_user uuid[], p_currency text[], p_book smallint[], p_amount bigint[],
-    p_ref uuid[], p_movement smallint) RETURNS timestamptz
+    p_user uuid[], p_currency text[], p_amount bigint[], p_ref uuid[],
+    p_from smallint, p_to smallint, p_movement smallint) RETURNS timestamptz
 LANGUAGE plpgsql AS $$
 DECLARE
     v_locked int; v_updated int; v_wanted int; v_now timestamptz;
     v_available bigint[]; v_held bigint[]; v_seq bigint[];
+    -- What an item does to its user's balance row: transit and issuer have none.
+    v_to_available int := (p_to = 1)::int - (p_from = 1)::int;
+    v_to_held int := (p_to = 2)::int - (p_from = 2)::int;
+    v_each int := (p_from <= 2)::int + (p_to <= 2)::int;
 BEGIN
     SELECT count(*), count(l.ok) INTO v_wanted, v_locked
-    FROM (SELECT DISTINCT u, c FROM unnest(p_user, p_currency, p_book) t(u, c, b)
-          WHERE b <= 2 ORDER BY u, c) k
+    FROM (SELECT DISTINCT u, c FROM unnest(p_user, p_currency) t(u, c) ORDER BY u, c) k
     LEFT JOIN LATERAL (SELECT true AS ok FROM accounts a
           WHERE a.user_id = k.u AND a.currency = k.c FOR NO KEY UPDATE) l ON true;
     v_now := clock_timestamp();
     WITH t AS (
-        SELECT u, c, coalesce(sum(m) FILTER (WHERE b = 1), 0)::bigint AS available,
-               coalesce(sum(m) FILTER (WHERE b = 2), 0)::bigint AS held, count(*) AS n
-        FROM unnest(p_user, p_currency, p_book, p_amount) t(u, c, b, m)
-        WHERE b <= 2 GROUP BY u, c
+        SELECT u, c, sum(m)::bigint AS m, count(*) AS n FROM unnest(p_user, p_currency, p_amount) t(u, c, m) GROUP BY u, c
     ), changed AS (
-        UPDATE accounts a SET available = a.available + t.available, held = a.held + t.held, seq = a.seq + t.n
+        UPDATE accounts a SET available = a.available + v_to_available * t.m, held = a.held + v_to_held * t.m, seq = a.seq + v_each * t.n
         FROM t WHERE a.user_id = t.u AND a.currency = t.c
-        RETURNING a.user_id, a.currency, a.available - t.available AS available, a.held - t.held AS held, a.seq - t.n AS seq
+        RETURNING a.user_id, a.currency, a.available - v_to_available * t.m AS available, a.held - v_to_held * t.m AS held, a.seq - v_each * t.n AS seq
     )
     SELECT count(*), array_agg(available ORDER BY user_id, currency),
            array_agg(held ORDER BY user_id, currency), array_agg(seq ORDER BY user_id, currency)
@@ -60,16 +60,17 @@ BEGIN
         RAISE EXCEPTION 'posting to % accounts found %', v_wanted, v_updated USING ERRCODE = 'HF002';
     END IF;
     INSERT INTO entries (posted_at, ref, user_id, amount, seq, balance_after, movement, book, currency)
-    SELECT v_now, r, u, m,
-           CASE WHEN b <= 2 THEN v_seq[slot] + nth END,
-           CASE b WHEN 1 THEN v_available[slot] + run WHEN 2 THEN v_held[slot] + run END,
-           p_movement, b, c
-    FROM (SELECT u, c, b, m, r, ord,
-                 dense_rank() OVER (ORDER BY b > 2, u, c) AS slot,
-                 row_number() OVER (PARTITION BY b > 2, u, c ORDER BY ord) AS nth,
-                 (sum(m) OVER (PARTITION BY b > 2, u, c, b ORDER BY ord))::bigint AS run
-          FROM unnest(p_user, p_currency, p_book, p_amount, p_ref) WITH ORDINALITY AS t(u, c, b, m, r, ord)) x
-    ORDER BY ord;
+    SELECT v_now, r, u, sign * m,
+           CASE WHEN book <= 2 THEN v_seq[slot] + v_each * (nth - 1) + least(leg, v_each) END,
+           CASE book WHEN 1 THEN v_available[slot] + sign * run WHEN 2 THEN v_held[slot] + sign * run END,
+           p_movement, book, c
+    FROM (SELECT u, c, m, r, ord,
+                 dense_rank() OVER (ORDER BY u, c) AS slot,
+                 row_number() OVER (PARTITION BY u, c ORDER BY ord) AS nth,
+                 (sum(m) OVER (PARTITION BY u, c ORDER BY ord))::bigint AS run
+          FROM unnest(p_user, p_currency, p_amount, p_ref) WITH ORDINALITY AS t(u, c, m, r, ord)) x
+    CROSS JOIN (VALUES (1, p_from, -1), (2, p_to, 1)) AS l(leg, book, sign)
+    ORDER BY ord, leg;
     RETURN v_now;
 END $$;
 
@@ -103,19 +104,6 @@ BEGIN
     END IF;
 END $$;
 
--- Moves money between two books of the same users: held → available for cancel
--- and refund, available → held for reserve.
-CREATE FUNCTION holdfast_post_within(p_user uuid[], p_currency text[], p_amount bigint[], p_ref uuid[],
-    p_from smallint, p_to smallint, p_movement smallint) RETURNS timestamptz
-LANGUAGE sql AS $$
-    SELECT holdfast_post(array_agg(u ORDER BY ord, leg), array_agg(c ORDER BY ord, leg),
-        array_agg(CASE leg WHEN 1 THEN p_from ELSE p_to END ORDER BY ord, leg),
-        array_agg(CASE leg WHEN 1 THEN -m ELSE m END ORDER BY ord, leg),
-        array_agg(r ORDER BY ord, leg), p_movement)
-    FROM unnest(p_user, p_currency, p_amount, p_ref) WITH ORDINALITY AS t(u, c, m, r, ord)
-    CROSS JOIN (VALUES (1), (2)) AS l(leg)
-$$;
-
 -- Try. Items in arrival order. p_skip: only look the key up. p_id: given ids,
 -- null where the id is made here, on this clock: p_delay_ms from now, or
 -- p_unlock_ms; p_tail is its random last 16 hex digits.
@@ -131,7 +119,7 @@ DECLARE
     v_now timestamptz := holdfast_begin(p_epoch);
     v_now_ms bigint := floor(extract(epoch FROM v_now) * 1000);
     v_ms bigint[]; v_id uuid[]; v_code text[]; v_refusal text[]; v_available bigint[]; v_hold uuid[];
-    v_new uuid[]; v_ok int[]; r record; v_slot bigint; v_left bigint; v_n int;
+    v_new uuid[]; r record; v_slot bigint; v_left bigint; v_n int;
 BEGIN
     -- 1. When does each mature, and may it? (Up to 1 s less than the least
     -- delay is forgiven for the way through the network.)
@@ -207,7 +195,7 @@ BEGIN
             FROM (SELECT DISTINCT slot, s, c FROM item ORDER BY s, c) k
             LEFT JOIN LATERAL (SELECT a.available, a.status FROM accounts a
                 WHERE a.user_id = k.s AND a.currency = k.c FOR NO KEY UPDATE) a ON true
-        ), balance AS (
+        ), balance AS MATERIALIZED (
             SELECT array_agg(available ORDER BY slot) AS available, array_agg(status ORDER BY slot) AS status FROM locked
         )
         SELECT i.ord, i.slot, i.m, b.available[i.slot] AS available, b.status[i.slot] AS status
@@ -241,18 +229,16 @@ BEGIN
     END LOOP;
 
     -- 5. Write the accepted ones.
-    SELECT array_agg(ord::int ORDER BY v_id[ord]) INTO v_ok
-    FROM unnest(v_code) WITH ORDINALITY AS t(c, ord) WHERE c IS NULL;
-    IF v_ok IS NOT NULL THEN
-        PERFORM holdfast_barrier(v_now, array_agg(v_id[o]), 1::smallint, 1::smallint, array_agg(p_bucket[o]))
-        FROM unnest(v_ok) o WHERE p_id[o] IS NULL HAVING count(*) > 0;
+    IF array_position(v_code, NULL) IS NOT NULL THEN
+        PERFORM holdfast_barrier(v_now, array_agg(id), 1::smallint, 1::smallint, array_agg(o))
+        FROM unnest(v_id, p_bucket, v_code, p_id) t(id, o, c, given) WHERE c IS NULL AND given IS NULL HAVING count(*) > 0;
         INSERT INTO holds (id, sender, recipient, amount, unlock_at, created_at, currency, reference)
-        SELECT v_id[o], p_sender[o], p_recipient[o], p_amount[o],
-               'epoch'::timestamptz + v_ms[o] * interval '1 millisecond', v_now, p_currency[o], p_reference[o]
-        FROM unnest(v_ok) WITH ORDINALITY AS t(o, ord) ORDER BY t.ord;
-        PERFORM holdfast_post_within(array_agg(p_sender[o]), array_agg(p_currency[o]), array_agg(p_amount[o]),
-            array_agg(v_id[o]), 1::smallint, 2::smallint, 1::smallint)
-        FROM (SELECT o FROM unnest(v_ok) o ORDER BY o) x;
+        SELECT id, s, r, m, 'epoch'::timestamptz + ms * interval '1 millisecond', v_now, k, ref
+        FROM unnest(v_id, p_sender, p_recipient, p_amount, v_ms, p_currency, p_reference, v_code) t(id, s, r, m, ms, k, ref, c)
+        WHERE c IS NULL ORDER BY id;
+        PERFORM holdfast_post(array_agg(s ORDER BY ord), array_agg(k ORDER BY ord), array_agg(m ORDER BY ord),
+            array_agg(id ORDER BY ord), 1::smallint, 2::smallint, 1::smallint)
+        FROM unnest(p_sender, p_currency, p_amount, v_id, v_code) WITH ORDINALITY AS t(s, k, m, id, c, ord) WHERE c IS NULL;
     END IF;
     RETURN QUERY SELECT t.ord::int, coalesce(t.c, 'ok'), t.h, t.refused, t.left_over,
         'epoch'::timestamptz + t.ms * interval '1 millisecond', v_now

@@ -136,8 +136,8 @@ DECLARE
     v_far uuid[] := '{}'; v_far_day text[] := '{}'; v_far_pay text[] := '{}';
     v_near uuid[] := '{}'; v_near_day text[] := '{}'; v_near_pay text[] := '{}';
     v_all uuid[] := '{}'; v_bucket smallint[] := '{}'; v_near_bucket smallint[] := '{}';
-    u uuid[] := '{}'; c text[] := '{}'; b smallint[] := '{}'; m bigint[] := '{}'; r uuid[] := '{}';
-    u2 uuid[] := '{}'; c2 text[] := '{}'; b2 smallint[] := '{}'; m2 bigint[] := '{}'; r2 uuid[] := '{}';
+    u uuid[] := '{}'; c text[] := '{}'; m bigint[] := '{}';
+    v_to uuid[] := '{}'; v_to_c text[] := '{}'; v_to_m bigint[] := '{}';
     v_late uuid[] := '{}'; v_late_pay text[] := '{}';
 BEGIN
     FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
@@ -146,8 +146,7 @@ BEGIN
         IF h.status = 2 AND h.verdict IS NULL THEN
             code := 'ok';
             v_all := v_all || h.id; v_bucket := v_bucket || p_bucket[i];
-            u := u || ARRAY[h.sender, h.sender]; c := c || ARRAY[h.currency, h.currency];
-            b := b || ARRAY[2::smallint, 3::smallint]; m := m || ARRAY[-h.amount, h.amount]; r := r || ARRAY[h.id, h.id];
+            u := u || h.sender; c := c || h.currency; m := m || h.amount;
             h.verdict := 1; h.payment_id := p_payment[i]; h.decided_at := v_now;
             IF p_local[i] IS NULL THEN
                 v_far := v_far || h.id; v_far_day := v_far_day || p_day[i]; v_far_pay := v_far_pay || p_payment[i];
@@ -156,8 +155,7 @@ BEGIN
             ELSE
                 v_near := v_near || h.id; v_near_day := v_near_day || p_day[i]; v_near_pay := v_near_pay || p_payment[i];
                 v_near_bucket := v_near_bucket || p_local_bucket[i];
-                u2 := u2 || ARRAY[h.recipient, h.recipient]; c2 := c2 || ARRAY[h.currency, h.currency];
-                b2 := b2 || ARRAY[3::smallint, 1::smallint]; m2 := m2 || ARRAY[-h.amount, h.amount]; r2 := r2 || ARRAY[h.id, h.id];
+                v_to := v_to || h.recipient; v_to_c := v_to_c || h.currency; v_to_m := v_to_m || h.amount;
                 h.status := 3; h.executed_at := v_now;
             END IF;
         ELSIF h.verdict = 1 THEN
@@ -183,27 +181,19 @@ BEGIN
             PERFORM holdfast_set_holds(v_now, v_far_day, v_far, v_far_pay,
                 'verdict = 1, decided_at = $3, payment_id = t.a');
         END IF;
-        PERFORM holdfast_settle_post(u, c, b, m, r, u2, c2, b2, m2, r2);
+        IF v_near <> '{}' THEN
+            -- Senders and recipients in one ascending order, before either is posted to.
+            PERFORM count(l.ok) FROM (SELECT DISTINCT x, y FROM unnest(u || v_to, c || v_to_c) t(x, y) ORDER BY x, y) k
+            LEFT JOIN LATERAL (SELECT true AS ok FROM accounts a WHERE a.user_id = k.x AND a.currency = k.y FOR NO KEY UPDATE) l ON true;
+        END IF;
+        PERFORM holdfast_post(u, c, m, v_all, 2::smallint, 3::smallint, 2::smallint);
+        IF v_near <> '{}' THEN
+            PERFORM holdfast_post(v_to, v_to_c, v_to_m, v_near, 3::smallint, 1::smallint, 3::smallint);
+        END IF;
     END IF;
     IF v_late <> '{}' THEN
         PERFORM holdfast_dead_letters(v_now, v_late, array_fill('late_success'::text, ARRAY[cardinality(v_late)]), v_late_pay, false);
         DELETE FROM attempts t WHERE t.hold_id = ANY (v_late);
-    END IF;
-END $$;
-
--- Posts the settle legs and then the credit legs of the same transaction. All
--- accounts of both are locked first, in one ascending order.
-CREATE FUNCTION holdfast_settle_post(u uuid[], c text[], b smallint[], m bigint[], r uuid[],
-    u2 uuid[], c2 text[], b2 smallint[], m2 bigint[], r2 uuid[]) RETURNS void
-LANGUAGE plpgsql AS $$
-BEGIN
-    IF u2 <> '{}' THEN
-        PERFORM count(l.ok) FROM (SELECT DISTINCT x, y FROM unnest(u || u2, c || c2, b || b2) t(x, y, z) WHERE z <= 2 ORDER BY x, y) k
-        LEFT JOIN LATERAL (SELECT true AS ok FROM accounts a WHERE a.user_id = k.x AND a.currency = k.y FOR NO KEY UPDATE) l ON true;
-    END IF;
-    PERFORM holdfast_post(u, c, b, m, r, 2::smallint);
-    IF u2 <> '{}' THEN
-        PERFORM holdfast_post(u2, c2, b2, m2, r2, 3::smallint);
     END IF;
 END $$;
 
@@ -245,7 +235,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_now timestamptz := holdfast_begin(p_epoch);
     v_new uuid[]; i int; j int := 1;
-    u uuid[] := '{}'; c text[] := '{}'; b smallint[] := '{}'; m bigint[] := '{}'; r uuid[] := '{}';
+    u uuid[] := '{}'; c text[] := '{}'; m bigint[] := '{}';
 BEGIN
     WITH new AS (
         INSERT INTO barrier (gid, created_at, branch, op, owner_bucket)
@@ -256,13 +246,12 @@ BEGIN
         id := p_ids[i]; code := 'already';
         IF v_new[j] = p_ids[i] THEN
             code := 'ok'; j := j + 1;
-            u := u || ARRAY[p_recipient[i], p_recipient[i]]; c := c || ARRAY[p_currency[i], p_currency[i]];
-            b := b || ARRAY[3::smallint, 1::smallint]; m := m || ARRAY[-p_amount[i], p_amount[i]]; r := r || ARRAY[id, id];
+            u := u || p_recipient[i]; c := c || p_currency[i]; m := m || p_amount[i];
         END IF;
         RETURN NEXT;
     END LOOP;
     IF u <> '{}' THEN
-        PERFORM holdfast_post(u, c, b, m, r, 3::smallint);
+        PERFORM holdfast_post(u, c, m, v_new, 3::smallint, 1::smallint, 3::smallint);
     END IF;
 END $$;
 
@@ -358,7 +347,7 @@ BEGIN
     IF v_ids <> '{}' THEN
         PERFORM holdfast_barrier(v_now, v_ids, 1::smallint, 3::smallint, v_bucket);
         PERFORM holdfast_set_holds(v_now, v_day, v_ids, v_day, 'refunded_at = $3');
-        PERFORM holdfast_post_within(u, c, m, v_ids, 2::smallint, 1::smallint, 4::smallint);
+        PERFORM holdfast_post(u, c, m, v_ids, 2::smallint, 1::smallint, 4::smallint);
         UPDATE dead_letters d SET unrefunded = false, resolution = coalesce(d.resolution, 'refunded')
         WHERE d.hold_id = ANY (v_ids) AND d.unrefunded;
     END IF;
@@ -427,6 +416,6 @@ BEGIN
     IF v_ids <> '{}' THEN
         PERFORM holdfast_barrier(v_now, v_ids, 1::smallint, 3::smallint, v_bucket);
         PERFORM holdfast_set_holds(v_now, v_day, v_ids, v_day, 'status = 5, cancelled_at = $3');
-        PERFORM holdfast_post_within(u, c, m, v_ids, 2::smallint, 1::smallint, 5::smallint);
+        PERFORM holdfast_post(u, c, m, v_ids, 2::smallint, 1::smallint, 5::smallint);
     END IF;
 END $$;

@@ -10,7 +10,7 @@ DECLARE
     v_code text[] := array_fill(NULL::text, ARRAY[n]); v_ref uuid[] := p_ref; v_refusal text[] := array_fill(NULL::text, ARRAY[n]);
     v_at timestamptz[] := array_fill(v_now, ARRAY[n]);
     v_new uuid[]; r record; v_left bigint; v_account record; v_cap bigint; v_issued bigint;
-    u uuid[] := '{}'; c text[] := '{}'; b smallint[] := '{}'; m bigint[] := '{}'; f uuid[] := '{}'; v_move smallint := CASE WHEN p_amount[1] > 0 THEN 6 ELSE 7 END;
+    u uuid[] := '{}'; c text[] := '{}'; m bigint[] := '{}'; f uuid[] := '{}'; v_move smallint := CASE WHEN p_amount[1] > 0 THEN 6 ELSE 7 END;
 BEGIN
     WITH new AS (
         INSERT INTO cash (user_id, ref, at, amount, kind, currency, key, request_hash)
@@ -41,8 +41,7 @@ BEGIN
             WHEN v_left + r.a < 0 THEN 'insufficient_funds' ELSE 'ok' END;
         IF v_code[r.ord] = 'ok' THEN
             v_left := v_left + r.a;
-            u := u || ARRAY[r.i, r.i]; c := c || ARRAY[r.k, r.k]; b := b || ARRAY[4::smallint, 1::smallint];
-            m := m || ARRAY[-r.a, r.a]; f := f || ARRAY[v_ref[r.ord], v_ref[r.ord]];
+            u := u || r.i; c := c || r.k; m := m || abs(r.a); f := f || v_ref[r.ord];
         ELSIF v_code[r.ord] = 'insufficient_funds' THEN
             UPDATE cash x SET refusal = v_code[r.ord] WHERE x.user_id = r.i AND x.kind = v_move AND x.key = p_key[r.ord];
         ELSE
@@ -50,9 +49,13 @@ BEGIN
         END IF;
     END LOOP;
     IF u <> '{}' THEN
-        PERFORM holdfast_post(u, c, b, m, f, v_move);
+        IF v_move = 6 THEN
+            PERFORM holdfast_post(u, c, m, f, 4::smallint, 1::smallint, v_move);
+        ELSE
+            PERFORM holdfast_post(u, c, m, f, 1::smallint, 4::smallint, v_move);
+        END IF;
         SELECT 9000000000000000000 / s.shards INTO v_cap FROM shard_self s;
-        FOR r IN SELECT k, sum(a)::bigint AS delta FROM unnest(c, b, m) t(k, z, a) WHERE z = 1 GROUP BY k ORDER BY k LOOP
+        FOR r IN SELECT k, (CASE v_move WHEN 6 THEN 1 ELSE -1 END * sum(a))::bigint AS delta FROM unnest(c, m) t(k, a) GROUP BY k ORDER BY k LOOP
             INSERT INTO issuance AS x (currency, issued) VALUES (r.k, greatest(r.delta, 0))
             ON CONFLICT (currency) DO UPDATE SET issued = greatest(x.issued + r.delta, 0) RETURNING x.issued INTO v_issued;
             IF v_issued > v_cap THEN
@@ -73,10 +76,9 @@ DECLARE v_n int; v_now timestamptz := holdfast_begin(p_epoch);
 BEGIN
     INSERT INTO accounts (user_id, currency, opened_at) SELECT u, p_currency, v_now FROM unnest(p_users) u ORDER BY u ON CONFLICT DO NOTHING;
     GET DIAGNOSTICS v_n = ROW_COUNT;
-    PERFORM holdfast_post(array_agg(u ORDER BY u, l), array_agg(p_currency ORDER BY u, l),
-        array_agg(CASE l WHEN 1 THEN 4 ELSE 1 END::smallint ORDER BY u, l),
-        array_agg(CASE l WHEN 1 THEN -p_amount ELSE p_amount END ORDER BY u, l), array_agg(r ORDER BY u, l), 6::smallint)
-    FROM (SELECT u, gen_random_uuid() AS r FROM unnest(p_users) u) x CROSS JOIN (VALUES (1), (2)) AS y(l);
+    PERFORM holdfast_post(array_agg(u ORDER BY u), array_agg(p_currency), array_agg(p_amount), array_agg(gen_random_uuid()),
+        4::smallint, 1::smallint, 6::smallint)
+    FROM unnest(p_users) u;
     INSERT INTO issuance AS x (currency, issued) VALUES (p_currency, p_amount * cardinality(p_users))
     ON CONFLICT (currency) DO UPDATE SET issued = x.issued + excluded.issued;
     RETURN v_n;
