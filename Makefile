@@ -1,0 +1,70 @@
+# Holdfast. `make help` lists what there is to do.
+
+# A checkout may belong to another user than the one who builds; asking git for
+# a version stamp would then stop the build.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+
+STATICCHECK_VERSION := v0.8.2
+STATICCHECK := bin/tools/staticcheck-$(STATICCHECK_VERSION)
+# The binary is stamped with the commit where git can say it.
+STAMP := $(shell git status --porcelain >/dev/null 2>&1 && echo -buildvcs=true)
+
+# The race detector needs a C compiler and multiplies the run time, so it sees
+# what needs no servers; the full tests run without it.
+RACE_PKGS ?= ./...
+TEST_FLAGS ?=
+BENCH_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo bench test check build fmt lint unit full race
+
+help: ## list what there is to do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: build ## start everything on private servers in the foreground (FRESH=1: empty)
+	@exec bin/holdfast up --install $(if $(filter-out 0,$(FRESH)),--fresh)
+
+demo: build ## see holds created, cancelled, paid and refunded, then the proof
+	@.ci/install servers
+	@exec bin/holdfast demo
+
+bench: build ## about three minutes of load on a fresh stack (BENCH_FLAGS adds flags)
+	@.ci/install servers
+	@.ci/step "creates as fast as they go" bin/holdfast bench --embedded --scenario create --rate 0 --duration 45s $(BENCH_FLAGS)
+	@.ci/step "lifecycles as fast as they go" bin/holdfast bench --embedded --scenario lifecycle --rate 0 --duration 60s $(BENCH_FLAGS)
+
+test: ## everything that CI runs: lint, all tests on real servers, race
+	@.ci/step "servers" .ci/install servers
+	@$(MAKE) --no-print-directory lint full race
+
+check: lint unit ## lint and the tests that need no servers
+
+build: ## build bin/holdfast
+	@go build $(STAMP) -trimpath -o bin/holdfast ./cmd/holdfast
+
+fmt: ## format the Go code
+	@gofmt -l -w .
+
+lint: $(STATICCHECK)
+	@.ci/step "gofmt" sh -c 'out=$$(gofmt -l .); [ -z "$$out" ] || { echo "not formatted (make fmt mends it):"; echo "$$out"; exit 1; }'
+	@.ci/step "go vet" go vet ./...
+	@.ci/step "staticcheck $(STATICCHECK_VERSION)" $(STATICCHECK) ./...
+	@if command -v golangci-lint >/dev/null; then .ci/step "golangci-lint" golangci-lint run ./...; \
+	else echo "== golangci-lint is not installed here: skipped"; fi
+
+unit:
+	@.ci/step "tests without servers" go test -short $(TEST_FLAGS) ./...
+
+full:
+	@.ci/step "all tests, real servers" go test -count=1 -timeout 12m $(TEST_FLAGS) ./...
+
+race:
+	@if command -v "$${CC:-gcc}" >/dev/null; then \
+		.ci/step "tests without servers, race detector" env CGO_ENABLED=1 go test -race -short -count=1 -timeout 5m $(RACE_PKGS); \
+	else echo "== no C compiler here: the race detector is skipped (.ci/install compiler)"; fi
+
+$(STATICCHECK):
+	@echo "== fetching staticcheck $(STATICCHECK_VERSION)"
+	@mkdir -p $(@D)
+	@GOBIN=$(CURDIR)/$(@D) go install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
+	@mv $(@D)/staticcheck $@
