@@ -2,10 +2,7 @@ package participants
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -13,155 +10,8 @@ import (
 
 	"github.com/holdfast-escrow/holdfast"
 	"github.com/holdfast-escrow/holdfast/internal/branch"
-	"github.com/holdfast-escrow/holdfast/internal/testkit"
 	"github.com/holdfast-escrow/holdfast/shards"
 )
-
-// books is a participant over fresh shards, and the steps to move money on them.
-type books struct {
-	t      *testing.T
-	set    *shards.Set
-	client branch.Client
-	keys   int
-}
-
-func newBooks(t *testing.T, n int) *books {
-	t.Helper()
-	set, err := shards.Open(t.Context(), shards.Config{DSNs: testkit.Databases(t, n), Log: testkit.Logger(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	node, err := New(Config{Shards: set, Log: testkit.Logger(t), OnImpossible: func(why string) { t.Errorf("impossible state: %s", why) }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		node.Close(context.Background())
-		set.Close()
-	})
-	return &books{t: t, set: set, client: branch.Client{T: node}}
-}
-
-// user makes a user of a shard.
-func (b *books) user(shard int) (u holdfast.UserID) {
-	for {
-		binary.BigEndian.PutUint64(u[:], rand.Uint64())
-		binary.BigEndian.PutUint64(u[8:], rand.Uint64())
-		if b.set.Map().OfUser(u) == shard {
-			return u
-		}
-	}
-}
-
-// funded opens an account and deposits into it.
-func (b *books) funded(shard int, amount int64) holdfast.UserID {
-	b.t.Helper()
-	u := b.user(shard)
-	r := branch.AccountRequest{User: u, Currency: "RBX"}
-	if a, err := openAccount(b.t.Context(), b.set.Reads(shard), b.set.Map().Epoch, r); err != nil || !a.Created {
-		b.t.Fatalf("open account: %+v, %v", a, err)
-	}
-	if amount > 0 {
-		b.cash(u, amount)
-	}
-	return u
-}
-
-func (b *books) cash(u holdfast.UserID, amount int64) {
-	b.t.Helper()
-	b.keys++
-	out := b.client.Cash(b.t.Context(), b.set.Map().OfUser(u), []branch.CashItem{{User: u, Currency: "RBX", Amount: amount,
-		Key: fmt.Sprint("cash ", b.keys), RequestHash: sha256.Sum256([]byte{1})}})
-	if out[0].Code != branch.CodeOK {
-		b.t.Fatalf("cash %d: %s", amount, out[0].Code)
-	}
-}
-
-func (b *books) try(from, to holdfast.UserID, amount int64, delay time.Duration) holdfast.Hold {
-	b.t.Helper()
-	b.keys++
-	out := b.client.Try(b.t.Context(), b.set.Map().OfUser(from), []branch.TryItem{{Sender: from, Recipient: to, Currency: "RBX",
-		Amount: amount, Key: fmt.Sprint("try ", b.keys), RequestHash: sha256.Sum256([]byte{2}), DelayMS: delay.Milliseconds()}})
-	if out[0].Code != branch.CodeOK {
-		b.t.Fatalf("try: %s", out[0].Code)
-	}
-	return out[0].Hold
-}
-
-// claimed makes a hold that is EXECUTING.
-func (b *books) claimed(from, to holdfast.UserID, amount int64) holdfast.Hold {
-	b.t.Helper()
-	h := b.try(from, to, amount, 5*time.Millisecond)
-	testkit.Eventually(b.t, 10*time.Second, func() (bool, string) {
-		out := b.client.Claim(b.t.Context(), b.set.Map().OfHold(h.ID), []branch.ClaimItem{{ID: h.ID, LeaseMS: 60_000}})
-		return out[0].Code == branch.CodeClaimed, "claim: " + string(out[0].Code)
-	})
-	return h
-}
-
-func (b *books) must(what string, code branch.Code) {
-	b.t.Helper()
-	if code != branch.CodeOK {
-		b.t.Fatalf("%s: %s", what, code)
-	}
-}
-
-// paid gives the verdict paid. A hold within one shard is EXECUTED by it.
-func (b *books) paid(h holdfast.Hold) {
-	b.t.Helper()
-	out := b.client.Settle(b.t.Context(), b.set.Map().OfHold(h.ID), []branch.SettleItem{{ID: h.ID, PaymentID: "p", Recipient: h.Recipient}})
-	b.must("settle", out[0].Code)
-}
-
-func (b *books) credited(h holdfast.Hold) {
-	b.t.Helper()
-	out := b.client.Credit(b.t.Context(), b.set.Map().OfUser(h.Recipient),
-		[]branch.CreditItem{{ID: h.ID, Recipient: h.Recipient, Currency: h.Currency, Amount: h.Amount}})
-	b.must("credit", out[0].Code)
-}
-
-func (b *books) executed(h holdfast.Hold) {
-	b.t.Helper()
-	b.must("executed", b.client.Executed(b.t.Context(), b.set.Map().OfHold(h.ID), []branch.IDItem{{ID: h.ID}})[0].Code)
-}
-
-func (b *books) refused(h holdfast.Hold) {
-	b.t.Helper()
-	b.must("refuse", b.client.Refuse(b.t.Context(), b.set.Map().OfHold(h.ID), []branch.RefuseItem{{ID: h.ID, Reason: "recipient_banned"}})[0].Code)
-}
-
-// scene has a hold in every state, on shard 0 unless it says otherwise.
-type scene struct {
-	a, near, far, back                                    holdfast.UserID // far lives on shard 1
-	pending, executing, transit, local, cross, failed     holdfast.Hold
-	refunded, cancelled, arrived /* from shard 1 */, here holdfast.Hold
-}
-
-func newScene(b *books) (s scene) {
-	s.a, s.near, s.far, s.back = b.funded(0, 10_000), b.funded(0, 0), b.funded(1, 0), b.funded(1, 5_000)
-	b.cash(s.a, -500)
-	s.pending = b.try(s.a, s.far, 11, time.Hour)
-	s.executing = b.claimed(s.a, s.far, 12)
-	s.transit = b.claimed(s.a, s.far, 13)
-	b.paid(s.transit)
-	s.local = b.claimed(s.a, s.near, 14)
-	b.paid(s.local)
-	s.cross = b.claimed(s.a, s.far, 15)
-	b.paid(s.cross)
-	b.credited(s.cross)
-	b.executed(s.cross)
-	s.failed = b.claimed(s.a, s.far, 16)
-	b.refused(s.failed)
-	s.refunded = b.claimed(s.a, s.far, 17)
-	b.refused(s.refunded)
-	b.must("refund", b.client.Refund(b.t.Context(), 0, []branch.IDItem{{ID: s.refunded.ID}})[0].Code)
-	s.cancelled = b.try(s.a, s.near, 18, time.Hour)
-	b.must("cancel", b.client.Cancel(b.t.Context(), 0, []branch.CancelItem{{ID: s.cancelled.ID}})[0].Code)
-	s.arrived = b.claimed(s.back, s.near, 19)
-	b.paid(s.arrived)
-	b.credited(s.arrived)
-	return s
-}
 
 func TestProve(t *testing.T) {
 	t.Parallel()
@@ -363,6 +213,62 @@ func moveMoney(ctx context.Context, b *books, mover int, from, to, other holdfas
 		if away := b.set.Map().OfUser(to); away != home {
 			b.client.Credit(steps, away, []branch.CreditItem{{ID: h.ID, Recipient: to, Currency: "RBX", Amount: h.Amount}})
 			b.client.Executed(steps, home, []branch.IDItem{{ID: h.ID}})
+		}
+	}
+}
+
+// Balances are replayed from checkpoints: what lies before them may go cold, and
+// what comes after them is checked as before.
+func TestProve_from_checkpoints(t *testing.T) {
+	t.Parallel()
+	b := newBooks(t, 2)
+	s := newScene(b)
+	owner, today := b.set.Owner(0), shards.DayAt(time.Now())
+	old, cut := (today - 3).String(), (today - 2).Start().Format("2006-01-02")
+	for _, sql := range []string{
+		"CREATE TABLE IF NOT EXISTS entries_" + old + " PARTITION OF entries FOR VALUES FROM ('" + (today - 3).Start().Format(time.RFC3339) +
+			"') TO ('" + (today - 2).Start().Format(time.RFC3339) + "')",
+		"ALTER TABLE entries_" + today.String() + " DISABLE TRIGGER USER",
+		"ALTER TABLE entries_" + old + " DISABLE TRIGGER USER",
+		"UPDATE entries SET posted_at = posted_at - interval '3 days'",
+		"UPDATE holds SET created_at = created_at - interval '3 days', decided_at = decided_at - interval '3 days', executed_at = executed_at - interval '3 days', " +
+			"refunded_at = refunded_at - interval '3 days', cancelled_at = cancelled_at - interval '3 days'",
+		"UPDATE barrier SET created_at = created_at - interval '3 days'",
+		"UPDATE cash SET at = at - interval '3 days'",
+	} {
+		if _, err := owner.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	wantWhole := func(when string) {
+		t.Helper()
+		if p, err := prove(t.Context(), b.set.Reads(0), 0); err != nil || !p.OK {
+			t.Fatalf("%s: %+v, %v", when, p.Offenders, err)
+		}
+	}
+	wantWhole("three days later")
+	if _, err := owner.Exec(t.Context(), "SELECT holdfast_checkpoint($1::date + 3)", cut); err == nil {
+		t.Error("made a checkpoint of a day that is not over")
+	}
+	var moved int
+	if err := owner.QueryRow(t.Context(), "SELECT holdfast_checkpoint($1::date)", cut).Scan(&moved); err != nil || moved != 2 {
+		t.Fatalf("checkpoint of %d accounts, want 2: %v", moved, err)
+	}
+	wantWhole("with checkpoints")
+	b.paid(s.executing)
+	b.try(s.a, s.near, 5, time.Hour)
+	wantWhole("with holds from before and after")
+	if _, err := owner.Exec(t.Context(), "ALTER TABLE entries DETACH PARTITION entries_"+old); err != nil {
+		t.Fatal(err)
+	}
+	wantWhole("without the old entries")
+	for name, c := range map[string]struct{ sql, kind string }{
+		"balance":    {"UPDATE accounts SET available = available + 1 WHERE user_id = '" + s.near.String() + "'", branch.OffBalance},
+		"checkpoint": {"UPDATE checkpoints SET held = held + 1 WHERE user_id = '" + s.a.String() + "'", branch.OffBalance},
+		"entries":    {"DELETE FROM entries WHERE movement = 2 AND ref = '" + s.executing.ID.String() + "'", branch.OffEntryMissing},
+	} {
+		if found := planted(t, b, []string{c.sql}); !strings.Contains(found, c.kind) {
+			t.Errorf("%s: found %q, want %s", name, found, c.kind)
 		}
 	}
 }

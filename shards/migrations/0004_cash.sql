@@ -9,7 +9,7 @@ DECLARE
     n int := cardinality(p_user);
     v_code text[] := array_fill(NULL::text, ARRAY[n]); v_ref uuid[] := p_ref; v_refusal text[] := array_fill(NULL::text, ARRAY[n]);
     v_at timestamptz[] := array_fill(v_now, ARRAY[n]);
-    v_new uuid[]; r record; v_left bigint; v_account record; v_cap bigint; v_issued bigint;
+    v_new uuid[]; r record; v_left bigint; v_account record; v_known record; v_cap bigint; v_issued bigint;
     u uuid[] := '{}'; c text[] := '{}'; m bigint[] := '{}'; f uuid[] := '{}'; v_move smallint := CASE WHEN p_amount[1] > 0 THEN 6 ELSE 7 END;
 BEGIN
     WITH new AS (
@@ -29,9 +29,10 @@ BEGIN
             v_left := v_account.available;
         END IF;
         IF r.known THEN
-            SELECT CASE WHEN x.request_hash = p_hash[r.ord] THEN 'replay' ELSE 'idempotency_key_reused' END, x.ref, x.refusal, x.at
-            INTO v_code[r.ord], v_ref[r.ord], v_refusal[r.ord], v_at[r.ord]
+            SELECT x.request_hash = p_hash[r.ord] AS same, x.ref, x.refusal, x.at INTO v_known
             FROM cash x WHERE x.user_id = r.i AND x.kind = v_move AND x.key = p_key[r.ord];
+            v_code[r.ord] := CASE WHEN v_known.same THEN 'replay' ELSE 'idempotency_key_reused' END;
+            v_ref[r.ord] := v_known.ref; v_refusal[r.ord] := v_known.refusal; v_at[r.ord] := v_known.at;
             CONTINUE;
         END IF;
         v_code[r.ord] := CASE
