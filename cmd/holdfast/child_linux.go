@@ -1,0 +1,9 @@
+package main
+
+import "syscall"
+
+// childAttributes: a group of its own, so that a Ctrl-C at the terminal ends
+// the load and not what is measured; and it dies with us, however we die.
+func childAttributes() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+}
