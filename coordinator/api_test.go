@@ -116,7 +116,6 @@ type api struct {
 	admin   http.Handler
 	log     *strings.Builder
 	created []holdfast.HoldID
-	claims  map[string]auth.MintOptions
 }
 
 var testSecret = []byte(strings.Repeat("k", auth.MinSecret))

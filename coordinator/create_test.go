@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 
@@ -247,14 +249,17 @@ func BenchmarkReadHold(b *testing.B) {
 // BenchmarkCreate is a whole create but for the connection and the shards.
 func BenchmarkCreate(b *testing.B) {
 	a := newAPI(b, func(c *Config) { c.Created = nil })
-	token, doc := "Bearer "+a.service(), body()
+	token, doc := "Bearer "+a.service(), body("idempotency_key", "")
+	var workers atomic.Int64
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
-		for n := 0; pb.Next(); n++ {
+		key := []string{strconv.FormatInt(workers.Add(1), 10)}
+		for pb.Next() {
 			r := httptest.NewRequest(http.MethodPost, "/v1/holds", strings.NewReader(doc))
 			r.Header["Content-Type"], r.Header["Authorization"] = []string{"application/json"}, []string{token}
+			r.Header["X-Idempotency-Key"] = key
 			w := httptest.NewRecorder()
-			if a.public.ServeHTTP(w, r); w.Code != 201 && w.Code != 409 {
+			if a.public.ServeHTTP(w, r); w.Code != 201 {
 				b.Fatal(w.Body)
 			}
 		}

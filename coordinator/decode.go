@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -211,6 +212,10 @@ func checkKey(key string) error {
 // refused without asking the shard, because no replay can hide behind it.
 var earliestUnlock = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()
 
+// timeShape is RFC 3339 to the letter; time.Parse also takes a comma for the
+// point and hours of one digit.
+var timeShape = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+
 // unlockOf reads unlock_at or unlock_in_seconds. Only the sender's shard knows
 // what time it is, so everything that depends on the clock is left to it.
 func unlockOf(names []string, values []strictjson.Value, at, in int) (atMS, delayMS int64, err error) {
@@ -231,8 +236,9 @@ func unlockOf(names []string, values []strictjson.Value, at, in int) (atMS, dela
 	case !hasAt:
 		return 0, 0, problem.New(problem.MissingField, "unlock_at or unlock_in_seconds is missing").At(names[at])
 	}
-	var t time.Time
-	if t.UnmarshalText([]byte(when)) != nil {
+	when = strings.ToUpper(when) // RFC 3339 allows t and z
+	t, parseErr := time.Parse(time.RFC3339, when)
+	if parseErr != nil || !timeShape.MatchString(when) {
 		return 0, 0, problem.New(problem.InvalidField, "unlock_at is not a time of RFC 3339").At(names[at])
 	}
 	atMS = t.UnixMilli()

@@ -117,7 +117,7 @@ func statusOf(values url.Values) (holdfast.Status, error) {
 // readError is the answer for a read whose transport failed. Nothing can have
 // been done, so an unknown outcome is the same as no answer.
 func (c *Coordinator) readError(op string, shard int, err error) error {
-	if errors.Is(err, holdfast.ErrInvalid) {
+	if errors.Is(err, holdfast.ErrInvalid) && (op == branch.OpList || op == branch.OpStatement) {
 		return problem.New(problem.InvalidPageToken, "")
 	}
 	if !errors.Is(err, holdfast.ErrShardUnavailable) && !errors.Is(err, holdfast.ErrOverloaded) {

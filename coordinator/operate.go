@@ -176,7 +176,9 @@ func (c *Coordinator) refundHold(w http.ResponseWriter, q *call) error {
 }
 
 // resolveHold gives the verdict that nobody could get from the payment API. The
-// person's word is durable before the verdict, the verdict before any money.
+// person's word is durable before the verdict, the verdict before any money. The
+// shard takes the same word twice, so that a request whose verdict was lost on
+// the way is completed by repeating it.
 func (c *Coordinator) resolveHold(w http.ResponseWriter, q *call) error {
 	a, err := c.readAct(w, q, true)
 	if err != nil {
@@ -190,11 +192,7 @@ func (c *Coordinator) resolveHold(w http.ResponseWriter, q *call) error {
 	}
 	shard := c.cfg.Map.OfHold(a.ID)
 	res, err := c.shards.Resolve(ctx, shard, a.OperatorRequest)
-	err = c.operated(branch.OpResolve, shard, res, err)
-	if is(err, string(branch.CodeNotResolvable)) && c.halfResolved(ctx, shard, &a) {
-		err = nil
-	}
-	if err != nil {
+	if err := c.operated(branch.OpResolve, shard, res, err); err != nil {
 		return err
 	}
 	if err := c.giveVerdict(ctx, shard, h, &a); err != nil {
@@ -202,21 +200,6 @@ func (c *Coordinator) resolveHold(w http.ResponseWriter, q *call) error {
 	}
 	c.nudge(a.ID)
 	return c.answerHold(ctx, w, a.ID)
-}
-
-// halfResolved reports whether the same resolution was recorded before but its
-// verdict was lost on the way, so that repeating the request completes it.
-func (c *Coordinator) halfResolved(ctx context.Context, shard int, a *act) bool {
-	d, err := c.shards.Detail(ctx, shard, branch.DetailRequest{ID: a.ID})
-	if err != nil || d.Code != branch.CodeOK || d.Hold.Status != holdfast.Executing || d.Hold.Verdict != holdfast.NoVerdict {
-		return false
-	}
-	for _, l := range d.DeadLetters {
-		if l.Code == branch.DeadOutcomeUnknown && l.Resolution == a.Outcome {
-			return true
-		}
-	}
-	return false
 }
 
 func (c *Coordinator) giveVerdict(ctx context.Context, shard int, h holdfast.Hold, a *act) error {

@@ -91,9 +91,10 @@ func (s *twoSides) answer(shard int, r branch.TransitRequest) (a branch.TransitA
 	for _, c := range cells {
 		a.Cells = append(a.Cells, *c)
 	}
-	if len(a.Paid) > 1 && r.StepMS == 0 { // pages of one verdict
-		a.More, a.Through = true, a.Paid[0].ID
-		a.Paid = a.Paid[:1]
+	const page = 40
+	if len(a.Paid) > page && r.StepMS == 0 {
+		a.More, a.Through = true, a.Paid[page-1].ID
+		a.Paid = a.Paid[:page]
 		a.Credits = slices.DeleteFunc(a.Credits, func(i branch.TransitItem) bool { return bytes.Compare(i.ID[:], a.Through[:]) > 0 })
 	}
 	return a

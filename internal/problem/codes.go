@@ -117,6 +117,7 @@ var table = map[string]entry{
 	ReasonMissing:           {status: wrong, title: "A reason is needed"},
 	EvidenceMissing:         {status: wrong, title: "Evidence is needed"},
 	NotServedHere:           {status: absent, title: "This process does not run that role"},
+	"busy":                  {status: conflict, title: "The hold is being driven right now", retryable: true, retryAfter: 5},
 	"not_retryable":         {status: conflict, title: "Only an executing hold can be driven again"},
 	"not_refundable":        {status: conflict, title: "Only a failed hold can be refunded"},
 	"not_resolvable":        {status: conflict, title: "The hold has no open outcome_unknown"},
