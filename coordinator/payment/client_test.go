@@ -169,8 +169,10 @@ func TestConnectionsAreKept(t *testing.T) {
 		})
 	}
 	callers.Wait()
-	if n := conns.Load(); n > 4 {
-		t.Errorf("%d connections for 640 calls, want at most 4", n)
+	// A connection may be lost to a scheduler that is late; a pool that keeps
+	// nothing would make hundreds.
+	if n := conns.Load(); n > 16 {
+		t.Errorf("%d connections for 640 calls, want about 4", n)
 	}
 }
 
