@@ -40,16 +40,18 @@ type senderKey struct {
 }
 
 func newLanes[I any, K comparable, O any](cfg Config, key func(*I) K, flush func([]I) []O) *lane.Lanes[I, K, O] {
-	return lane.New(lane.Config[I, K, O]{Lanes: cfg.Lanes, MaxBatch: cfg.MaxBatch, MaxQueue: cfg.MaxQueue, Key: key, Flush: flush})
+	return lane.New(lane.Config[I, K, O]{Lanes: cfg.Lanes, MaxBatch: cfg.MaxBatch, MaxQueue: cfg.MaxQueue, Pace: cfg.Pace, Key: key, Flush: flush})
 }
 
 func newShardLanes(l *ledger, cfg Config) *shardLanes {
 	byID := func(i *branch.IDItem) holdfast.HoldID { return i.ID }
+	reads := cfg
+	reads.Pace = 0
 	byKey := func(i *branch.CashItem) senderKey { return senderKey{i.User, i.Key} }
 	return &shardLanes{
 		ledger:   l,
-		check:    newLanes[branch.CheckItem, struct{}](cfg, nil, l.checkBatch),
-		get:      newLanes[branch.IDItem, struct{}](cfg, nil, l.getBatch),
+		check:    newLanes[branch.CheckItem, struct{}](reads, nil, l.checkBatch),
+		get:      newLanes[branch.IDItem, struct{}](reads, nil, l.getBatch),
 		try:      newLanes(cfg, func(i *branch.TryItem) senderKey { return senderKey{i.Sender, i.Key} }, l.tryBatch),
 		claim:    newLanes(cfg, func(i *branch.ClaimItem) holdfast.HoldID { return i.ID }, l.claimBatch),
 		settle:   newLanes(cfg, func(i *branch.SettleItem) holdfast.HoldID { return i.ID }, l.settleBatch),

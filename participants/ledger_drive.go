@@ -2,6 +2,7 @@ package participants
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/holdfast-escrow/holdfast"
 	"github.com/holdfast-escrow/holdfast/internal/branch"
@@ -12,41 +13,108 @@ import (
 var claimSQL = `SELECT f.id, f.code, f.in_ms, f.attempts, f.active_ms, f.since_unsure_ms, f.since_claim_ms, ` + foldColumns + `
 	FROM holdfast_claim($1, $2, $3, $4, $5) f`
 
+// claimFreshSQL is the way of nearly all claims: PENDING and due, in one plain
+// statement that needs no planning. unlock_at is compared before the row lock is
+// waited for, which can only make a claim too late, never early; whatever
+// changed the row meanwhile makes the conditions be checked again.
+const claimFreshSQL = `UPDATE holds_%[1]s SET status = 2, claimed_at = clock_timestamp(),
+		next_attempt_at = clock_timestamp() + $3 * interval '1 millisecond'
+	WHERE id = ANY ($2) AND status = 1 AND unlock_at <= clock_timestamp() AND (SELECT epoch FROM shard_self) = $1
+	RETURNING %[2]s`
+
 // claimBatch takes due holds. The whole batch gets the longest lease asked for.
 func (l *ledger) claimBatch(items []branch.ClaimItem) []branch.ClaimResult {
 	out := runBatch(l, branch.OpClaim, items, func(ctx context.Context, conn *pgx.Conn, items []branch.ClaimItem) ([]branch.ClaimResult, error) {
-		order, days, ids := sorted(items, func(i *branch.ClaimItem) holdfast.HoldID { return i.ID })
-		var lease int64
+		out := make([]branch.ClaimResult, len(items))
+		lease := int64(0)
+		fresh := make([]holdfast.HoldID, 0, len(items))
 		for i := range items {
 			lease = max(lease, items[i].LeaseMS)
+			if items[i].Refusal == "" {
+				fresh = append(fresh, items[i].ID)
+			}
 		}
-		out := make([]branch.ClaimResult, len(items))
-		for i := range out {
-			out[i].Code = branch.CodeNotFound
-		}
-		rows, err := conn.Query(ctx, claimSQL, l.epoch, days, ids,
-			byOrder(items, order, func(i *branch.ClaimItem) string { return i.Refusal }), lease)
+		claimed, err := l.fast(ctx, conn, claimFreshSQL, fresh, lease)
 		if err != nil {
 			return nil, err
 		}
-		var id [16]byte
-		var code string
-		var r branch.ClaimResult
-		var h holdRow
-		at := newPlaces(order, ids)
-		_, err = pgx.ForEachRow(rows, append([]any{&id, &code, &r.InMS, &r.Attempts, &r.ActiveMS, &r.SinceUnsureMS, &r.SinceClaimMS},
-			h.dest()...), func() error {
-			r.Hold, _ = h.hold()
-			r.Code = branch.Code(code)
-			out[at.of(id)] = r
-			return nil
-		})
+		var rest []branch.ClaimItem
+		var at []int
+		for i := range items {
+			if h, ok := claimed[items[i].ID]; ok {
+				out[i] = branch.ClaimResult{Code: branch.CodeClaimed, Hold: h, SinceUnsureMS: -1}
+				continue
+			}
+			rest, at = append(rest, items[i]), append(at, i)
+		}
+		if len(rest) == 0 {
+			return out, nil
+		}
+		slow, err := l.claim(ctx, conn, rest, lease)
+		for j := range slow {
+			out[at[j]] = slow[j]
+		}
 		return out, err
 	}, func(c branch.Code, _ error) branch.ClaimResult { return branch.ClaimResult{Code: c} })
 	for i := range out {
 		l.count(branch.OpClaim, out[i].Code)
 	}
 	return out
+}
+
+// fast runs a compare-and-set over ids, one plain statement per day, and returns
+// the holds that it changed. $1 is the epoch, $2 the ids, then args. What it did
+// not change is left to the step's function, which says why; the two are
+// transactions of their own, because each item stands for itself.
+func (l *ledger) fast(ctx context.Context, conn *pgx.Conn, sql string, ids []holdfast.HoldID, args ...any) (map[holdfast.HoldID]holdfast.Hold, error) {
+	done := make(map[holdfast.HoldID]holdfast.Hold, len(ids))
+	order, days, sortedIDs := sorted(ids, func(id *holdfast.HoldID) holdfast.HoldID { return *id })
+	for from := 0; from < len(order); {
+		to := from + 1
+		for to < len(order) && days[to] == days[from] {
+			to++
+		}
+		rows, err := conn.Query(ctx, fmt.Sprintf(sql, days[from], holdColumns), append([]any{l.epoch, sortedIDs[from:to]}, args...)...)
+		if err == nil {
+			var h holdRow
+			_, err = pgx.ForEachRow(rows, h.dest(), func() error {
+				hold, _ := h.hold()
+				done[hold.ID] = hold
+				return nil
+			})
+		}
+		if err != nil && !isUndefinedTable(err) { // a day without holds
+			return nil, err
+		}
+		from = to
+	}
+	return done, nil
+}
+
+func (l *ledger) claim(ctx context.Context, conn *pgx.Conn, items []branch.ClaimItem, lease int64) ([]branch.ClaimResult, error) {
+	order, days, ids := sorted(items, func(i *branch.ClaimItem) holdfast.HoldID { return i.ID })
+	out := make([]branch.ClaimResult, len(items))
+	for i := range out {
+		out[i].Code = branch.CodeNotFound
+	}
+	rows, err := conn.Query(ctx, claimSQL, l.epoch, days, ids,
+		byOrder(items, order, func(i *branch.ClaimItem) string { return i.Refusal }), lease)
+	if err != nil {
+		return nil, err
+	}
+	var id [16]byte
+	var code string
+	var r branch.ClaimResult
+	var h holdRow
+	at := newPlaces(order, ids)
+	_, err = pgx.ForEachRow(rows, append([]any{&id, &code, &r.InMS, &r.Attempts, &r.ActiveMS, &r.SinceUnsureMS, &r.SinceClaimMS},
+		h.dest()...), func() error {
+		r.Hold, _ = h.hold()
+		r.Code = branch.Code(code)
+		out[at.of(id)] = r
+		return nil
+	})
+	return out, err
 }
 
 var settleSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_settle($1, $2, $3, $4, $5, $6, $7) f`
@@ -82,11 +150,40 @@ func (l *ledger) refuseBatch(items []branch.RefuseItem) []branch.HoldResult {
 
 var executedSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_executed($1, $2, $3) f`
 
+// executedFreshSQL ends holds that were paid, with their rows in attempts.
+const executedFreshSQL = `WITH ended AS (
+		UPDATE holds_%[1]s SET status = 3, executed_at = clock_timestamp()
+		WHERE id = ANY ($2) AND status = 2 AND verdict = 1 AND (SELECT epoch FROM shard_self) = $1
+		RETURNING %[2]s
+	), gone AS (DELETE FROM attempts WHERE hold_id = ANY (ARRAY(SELECT id FROM ended)))
+	SELECT %[2]s FROM ended`
+
 // executedBatch ends holds whose recipient has been credited.
 func (l *ledger) executedBatch(items []branch.IDItem) []branch.HoldResult {
 	return countHolds(l, branch.OpExecuted, runBatch(l, branch.OpExecuted, items, func(ctx context.Context, conn *pgx.Conn, items []branch.IDItem) ([]branch.HoldResult, error) {
 		order, days, ids := sorted(items, func(i *branch.IDItem) holdfast.HoldID { return i.ID })
-		return holdRows(ctx, conn, order, ids, executedSQL, l.epoch, days, ids)
+		all := make([]holdfast.HoldID, len(items))
+		for i := range items {
+			all[i] = items[i].ID
+		}
+		ended, err := l.fast(ctx, conn, executedFreshSQL, all)
+		if err != nil {
+			return nil, err
+		}
+		if len(ended) < len(items) {
+			slow, err := holdRows(ctx, conn, order, ids, executedSQL, l.epoch, days, ids)
+			for i := range slow {
+				if h, ok := ended[items[i].ID]; ok {
+					slow[i] = branch.HoldResult{Code: branch.CodeOK, Hold: h}
+				}
+			}
+			return slow, err
+		}
+		out := make([]branch.HoldResult, len(items))
+		for i := range items {
+			out[i] = branch.HoldResult{Code: branch.CodeOK, Hold: ended[items[i].ID]}
+		}
+		return out, nil
 	}, holdFailed))
 }
 

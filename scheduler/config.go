@@ -48,7 +48,7 @@ type Config struct {
 	OverdueAfter  time.Duration // 2 s: from then on a hold is PostgreSQL's to drive
 	ClaimMax      int           // 500 ids per batch, at most 2,000
 	Workers       int           // 4 batches in flight per shard and source
-	FloorMS       int           // 3 ms: the shortest sleep between two claims
+	FloorMS       int           // 5 ms: the shortest sleep between two claims
 
 	// DrainRate is how many holds per second, all shards together, a backlog
 	// that an outage left is driven at; 0 = half of the capacity seen, at least
@@ -62,6 +62,11 @@ func (c *Config) check() error {
 	if c.Shards == nil || c.Driver == nil {
 		return errors.New("scheduler: Shards and Driver must be set")
 	}
+	return c.complete()
+}
+
+// complete sets what was left zero and checks the rest.
+func (c *Config) complete() error {
 	set := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {
 			*d = v
@@ -80,7 +85,7 @@ func (c *Config) check() error {
 		c.Workers = 4
 	}
 	if c.FloorMS == 0 {
-		c.FloorMS = 3
+		c.FloorMS = 5
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()

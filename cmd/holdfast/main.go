@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -35,7 +36,20 @@ func main() {
 		// gone. The embedded servers die with the process and recover.
 		stop()
 	}()
+	calmCollector()
 	os.Exit(realMain(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr))
+}
+
+// calmCollector lets the heap grow to four times what lives before it is
+// collected: what lives is small, what passes through is not. The limit keeps
+// the process below 1 GiB whatever happens. GOGC and GOMEMLIMIT overrule it.
+func calmCollector() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(800 << 20)
+	}
 }
 
 // realMain runs one command line and returns its exit code. Tests call it.

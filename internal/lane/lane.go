@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/holdfast-escrow/holdfast"
 )
@@ -19,7 +20,11 @@ type Config[I any, K comparable, O any] struct {
 	Lanes    int // batches in flight at once; default 2
 	MaxBatch int // items in a batch; default 500
 	MaxQueue int // items waiting; beyond it Do answers holdfast.ErrOverloaded; default 8,192
-	Flush    func(items []I) []O
+	// Pace is the least time between the starts of two batches. An item that
+	// comes after a pause leaves at once; under load it is what keeps batches
+	// large, and a batch costs far more than an item. Zero: none.
+	Pace  time.Duration
+	Flush func(items []I) []O
 	// Key names what two items of one batch must not share; the second waits
 	// for a later batch, in its order. Nil: nothing.
 	Key func(*I) K
@@ -31,6 +36,7 @@ type Lanes[I any, K comparable, O any] struct {
 	mu      sync.Mutex
 	queue   []entry[I, O]
 	busy    int
+	next    time.Time // the earliest start of another batch
 	closed  bool
 	workers sync.WaitGroup
 }
@@ -116,7 +122,11 @@ func (l *Lanes[I, K, O]) run() {
 	defer l.workers.Done()
 	var items []I
 	for {
-		batch := l.take()
+		batch, wait := l.take(time.Now())
+		if wait > 0 {
+			time.Sleep(wait)
+			continue
+		}
 		if len(batch) == 0 {
 			return
 		}
@@ -140,21 +150,26 @@ func (l *Lanes[I, K, O]) run() {
 }
 
 // take cuts the next batch from the head of the queue and leaves behind what
-// shares a key with an earlier item. It ends the lane when nothing is left.
-func (l *Lanes[I, K, O]) take() []entry[I, O] {
+// shares a key with an earlier item, or says how long to wait for its turn. It
+// ends the lane when nothing is left.
+func (l *Lanes[I, K, O]) take(now time.Time) ([]entry[I, O], time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := min(len(l.queue), l.cfg.MaxBatch)
 	if n == 0 {
 		l.busy--
 		l.queue = nil
-		return nil
+		return nil, 0
 	}
+	if wait := l.next.Sub(now); wait > 0 && n < l.cfg.MaxBatch {
+		return nil, wait
+	}
+	l.next = now.Add(l.cfg.Pace)
 	batch := make([]entry[I, O], 0, n)
 	if l.cfg.Key == nil {
 		batch = append(batch, l.queue[:n]...)
 		l.queue = append(l.queue[:0:0], l.queue[n:]...)
-		return batch
+		return batch, 0
 	}
 	seen := make(map[K]struct{}, n)
 	var rest []entry[I, O]
@@ -172,5 +187,5 @@ func (l *Lanes[I, K, O]) take() []entry[I, O] {
 		batch = append(batch, l.queue[i])
 	}
 	l.queue = rest
-	return batch
+	return batch, 0
 }

@@ -3,9 +3,24 @@
 -- accounts. Each step is a compare-and-set under the row lock; what was done
 -- before is answered as such and does nothing.
 
--- Runs one UPDATE per day partition; p_set may use t.a (a text per id) and the
--- time $3.
-CREATE FUNCTION holdfast_set_holds(p_now timestamptz, p_day text[], p_ids uuid[], p_arg text[], p_set text) RETURNS void
+-- Runs one UPDATE per day partition with the same new values for all ids: p_set
+-- may use the time $2 and one text $3.
+CREATE FUNCTION holdfast_set_holds(p_now timestamptz, p_day text[], p_ids uuid[], p_set text, p_arg text) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE v_day text; v_ids uuid[]; v_n int; v_done int := 0;
+BEGIN
+    FOR v_day, v_ids IN SELECT d, array_agg(i ORDER BY i) FROM unnest(p_day, p_ids) t(d, i) GROUP BY d ORDER BY d LOOP
+        EXECUTE format('UPDATE holds_%s SET %s WHERE id = ANY ($1)', v_day, p_set) USING v_ids, p_now, p_arg;
+        GET DIAGNOSTICS v_n = ROW_COUNT;
+        v_done := v_done + v_n;
+    END LOOP;
+    IF v_done <> cardinality(p_ids) THEN
+        RAISE EXCEPTION 'changed % of % holds', v_done, cardinality(p_ids) USING ERRCODE = 'HF002';
+    END IF;
+END $$;
+
+-- The same with a text of its own for each id: p_set may use t.a and the time $3.
+CREATE FUNCTION holdfast_set_each_hold(p_now timestamptz, p_day text[], p_ids uuid[], p_set text, p_arg text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE v_day text; v_ids uuid[]; v_arg text[]; v_n int; v_done int := 0;
 BEGIN
@@ -35,9 +50,9 @@ $$;
 CREATE FUNCTION holdfast_fail(p_now timestamptz, p_day text[], p_ids uuid[], p_reason text[], p_detail text[], p_watch boolean[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM holdfast_set_holds(p_now, p_day, p_ids, p_reason,
+    PERFORM holdfast_set_each_hold(p_now, p_day, p_ids,
         'status = 4, verdict = 2, decided_at = $3, refusal_code = t.a, claimed_at = coalesce(h.claimed_at, $3),
-         next_attempt_at = coalesce(h.next_attempt_at, $3)');
+         next_attempt_at = coalesce(h.next_attempt_at, $3)', p_reason);
     PERFORM holdfast_dead_letters(p_now, p_ids, p_reason, p_detail, true);
     -- A person's word is watched: a payment that shows up after it must be seen.
     UPDATE attempts a SET next_at = p_now + interval '1 minute'
@@ -105,12 +120,11 @@ BEGIN
         RETURN NEXT;
     END LOOP;
     IF v_claim <> '{}' THEN
-        PERFORM holdfast_set_holds(v_now, v_claim_day, v_claim, array_fill(v_next::text, ARRAY[cardinality(v_claim)]),
-            'status = 2, claimed_at = $3, next_attempt_at = t.a::timestamptz');
+        PERFORM holdfast_set_holds(v_now, v_claim_day, v_claim,
+            'status = 2, claimed_at = $2, next_attempt_at = $3::timestamptz', v_next::text);
     END IF;
     IF v_take <> '{}' THEN
-        PERFORM holdfast_set_holds(v_now, v_take_day, v_take, array_fill(v_next::text, ARRAY[cardinality(v_take)]),
-            'next_attempt_at = t.a::timestamptz');
+        PERFORM holdfast_set_holds(v_now, v_take_day, v_take, 'next_attempt_at = $3::timestamptz', v_next::text);
         -- Its row must not come up again while it is being driven, and what this
         -- drive may send stays unsure until its end is recorded.
         UPDATE attempts t SET next_at = v_next, unsure_at = v_next WHERE t.hold_id = ANY (v_take);
@@ -123,8 +137,8 @@ BEGIN
 END $$;
 
 -- Verdict paid: EXECUTING without verdict gets one; escrow → transit. Where the
--- recipient lives here too (p_local, else null), credit and EXECUTED are done
--- in the same transaction.
+-- recipient lives here too (p_local, else null; it must be the stored one),
+-- credit and EXECUTED are done in the same transaction.
 CREATE FUNCTION holdfast_settle(p_epoch bigint, p_day text[], p_ids uuid[], p_payment text[], p_local uuid[],
     p_bucket smallint[], p_local_bucket smallint[])
 RETURNS TABLE (id uuid, code text, hold holds)
@@ -132,56 +146,39 @@ LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := holdfast_begin(p_epoch);
-    h holds; i int := 1;
-    v_far uuid[] := '{}'; v_far_day text[] := '{}'; v_far_pay text[] := '{}';
-    v_near uuid[] := '{}'; v_near_day text[] := '{}'; v_near_pay text[] := '{}';
-    v_all uuid[] := '{}'; v_bucket smallint[] := '{}'; v_near_bucket smallint[] := '{}';
+    v_day text; v_at bigint[]; v_n bigint; h holds; r record;
+    v_all uuid[] := '{}'; v_bucket smallint[] := '{}';
     u uuid[] := '{}'; c text[] := '{}'; m bigint[] := '{}';
+    v_near uuid[] := '{}'; v_near_bucket smallint[] := '{}';
     v_to uuid[] := '{}'; v_to_c text[] := '{}'; v_to_m bigint[] := '{}';
-    v_late uuid[] := '{}'; v_late_pay text[] := '{}';
 BEGIN
-    FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
-        WHILE p_ids[i] <> h.id LOOP i := i + 1; END LOOP;
-        id := h.id;
-        IF h.status = 2 AND h.verdict IS NULL THEN
-            code := 'ok';
-            v_all := v_all || h.id; v_bucket := v_bucket || p_bucket[i];
+    -- The compare-and-set is the row lock too; ids come in ascending order.
+    FOR v_day, v_at IN SELECT d, array_agg(n ORDER BY n) FROM unnest(p_day) WITH ORDINALITY AS t(d, n) GROUP BY d ORDER BY d LOOP
+        CONTINUE WHEN to_regclass('holds_' || v_day) IS NULL;
+        FOR r IN EXECUTE format(
+            'UPDATE holds_%s h SET verdict = 1, decided_at = $1, payment_id = t.pay, status = CASE WHEN t.near IS NULL THEN 2 ELSE 3 END,
+                    executed_at = CASE WHEN t.near IS NOT NULL THEN $1 END
+             FROM unnest($2, $3, $4, $5) t(i, n, pay, near)
+             WHERE h.id = t.i AND h.status = 2 AND h.verdict IS NULL AND (t.near IS NULL OR t.near = h.recipient)
+             RETURNING t.n AS n, h::holds AS h', v_day)
+            USING v_now, p_ids[v_at[1]:v_at[cardinality(v_at)]], v_at, p_payment[v_at[1]:v_at[cardinality(v_at)]], p_local[v_at[1]:v_at[cardinality(v_at)]]
+        LOOP
+            h := r.h; v_n := r.n;
+            v_all := v_all || h.id; v_bucket := v_bucket || p_bucket[v_n];
             u := u || h.sender; c := c || h.currency; m := m || h.amount;
-            h.verdict := 1; h.payment_id := p_payment[i]; h.decided_at := v_now;
-            IF p_local[i] IS NULL THEN
-                v_far := v_far || h.id; v_far_day := v_far_day || p_day[i]; v_far_pay := v_far_pay || p_payment[i];
-            ELSIF p_local[i] <> h.recipient THEN
-                RAISE EXCEPTION 'hold % pays % and not %', h.id, h.recipient, p_local[i] USING ERRCODE = 'HF002';
-            ELSE
-                v_near := v_near || h.id; v_near_day := v_near_day || p_day[i]; v_near_pay := v_near_pay || p_payment[i];
-                v_near_bucket := v_near_bucket || p_local_bucket[i];
+            IF h.status = 3 THEN
+                v_near := v_near || h.id; v_near_bucket := v_near_bucket || p_local_bucket[v_n];
                 v_to := v_to || h.recipient; v_to_c := v_to_c || h.currency; v_to_m := v_to_m || h.amount;
-                h.status := 3; h.executed_at := v_now;
             END IF;
-        ELSIF h.verdict = 1 THEN
-            code := 'already';
-        ELSIF h.status = 4 THEN
-            code := 'verdict_is_other';
-            v_late := v_late || h.id; v_late_pay := v_late_pay || ('payment ' || p_payment[i]);
-        ELSE
-            code := 'impossible_state';
-        END IF;
-        hold := h;
-        RETURN NEXT;
+            id := h.id; code := 'ok'; hold := h;
+            RETURN NEXT;
+        END LOOP;
     END LOOP;
     IF v_all <> '{}' THEN
         PERFORM holdfast_barrier(v_now, v_all, 1::smallint, 2::smallint, v_bucket);
         IF v_near <> '{}' THEN
             PERFORM holdfast_barrier(v_now, v_near, 2::smallint, 2::smallint, v_near_bucket);
-            PERFORM holdfast_set_holds(v_now, v_near_day, v_near, v_near_pay,
-                'verdict = 1, decided_at = $3, payment_id = t.a, status = 3, executed_at = $3');
             DELETE FROM attempts t WHERE t.hold_id = ANY (v_near);
-        END IF;
-        IF v_far <> '{}' THEN
-            PERFORM holdfast_set_holds(v_now, v_far_day, v_far, v_far_pay,
-                'verdict = 1, decided_at = $3, payment_id = t.a');
-        END IF;
-        IF v_near <> '{}' THEN
             -- Senders and recipients in one ascending order, before either is posted to.
             PERFORM count(l.ok) FROM (SELECT DISTINCT x, y FROM unnest(u || v_to, c || v_to_c) t(x, y) ORDER BY x, y) k
             LEFT JOIN LATERAL (SELECT true AS ok FROM accounts a WHERE a.user_id = k.x AND a.currency = k.y FOR NO KEY UPDATE) l ON true;
@@ -191,10 +188,36 @@ BEGIN
             PERFORM holdfast_post(v_to, v_to_c, v_to_m, v_near, 3::smallint, 1::smallint, 3::smallint);
         END IF;
     END IF;
-    IF v_late <> '{}' THEN
-        PERFORM holdfast_dead_letters(v_now, v_late, array_fill('late_success'::text, ARRAY[cardinality(v_late)]), v_late_pay, false);
-        DELETE FROM attempts t WHERE t.hold_id = ANY (v_late);
+    IF cardinality(v_all) < cardinality(p_ids) THEN
+        RETURN QUERY SELECT s.id, s.code, s.hold FROM holdfast_not_settled(v_now, p_day, p_ids, p_payment, p_local, v_all) s;
     END IF;
+END $$;
+
+-- Why holds were not settled. A payment that shows up after a refusal gets its
+-- dead letter; the verdict stands.
+CREATE FUNCTION holdfast_not_settled(p_now timestamptz, p_day text[], p_ids uuid[], p_payment text[], p_local uuid[], p_done uuid[])
+RETURNS TABLE (id uuid, code text, hold holds)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE h holds; i int := 1;
+BEGIN
+    FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
+        WHILE p_ids[i] <> h.id LOOP i := i + 1; END LOOP;
+        CONTINUE WHEN h.id = ANY (p_done);
+        id := h.id; hold := h;
+        IF h.verdict = 1 THEN
+            code := 'already';
+        ELSIF h.status = 4 THEN
+            code := 'verdict_is_other';
+            PERFORM holdfast_dead_letters(p_now, ARRAY[h.id], ARRAY['late_success'], ARRAY['payment ' || p_payment[i]], false);
+            DELETE FROM attempts t WHERE t.hold_id = h.id;
+        ELSIF h.status = 2 AND p_local[i] <> h.recipient THEN
+            RAISE EXCEPTION 'hold % pays % and not %', h.id, h.recipient, p_local[i] USING ERRCODE = 'HF002';
+        ELSE
+            code := 'impossible_state';
+        END IF;
+        RETURN NEXT;
+    END LOOP;
 END $$;
 
 -- Verdict refused.
@@ -277,7 +300,7 @@ BEGIN
         RETURN NEXT;
     END LOOP;
     IF v_ids <> '{}' THEN
-        PERFORM holdfast_set_holds(v_now, v_day, v_ids, v_day, 'status = 3, executed_at = $3');
+        PERFORM holdfast_set_holds(v_now, v_day, v_ids, 'status = 3, executed_at = $2', NULL);
         DELETE FROM attempts t WHERE t.hold_id = ANY (v_ids);
     END IF;
 END $$;
@@ -307,7 +330,7 @@ BEGIN
         RETURN NEXT;
     END LOOP;
     IF v_ids <> '{}' THEN
-        PERFORM holdfast_set_holds(v_now, v_day, v_ids, v_next, 'next_attempt_at = t.a::timestamptz');
+        PERFORM holdfast_set_each_hold(v_now, v_day, v_ids, 'next_attempt_at = t.a::timestamptz', v_next);
         INSERT INTO attempts AS t (hold_id, next_at, n, active_ms, unsure_at, last_error)
         SELECT p_ids[o], v_now + p_delay_ms[o] * interval '1 millisecond', 1, p_active_ms[o],
                CASE WHEN p_unsure[o] THEN v_now END, p_error[o] FROM unnest(v_at) o
@@ -346,7 +369,7 @@ BEGIN
     END LOOP;
     IF v_ids <> '{}' THEN
         PERFORM holdfast_barrier(v_now, v_ids, 1::smallint, 3::smallint, v_bucket);
-        PERFORM holdfast_set_holds(v_now, v_day, v_ids, v_day, 'refunded_at = $3');
+        PERFORM holdfast_set_holds(v_now, v_day, v_ids, 'refunded_at = $2', NULL);
         PERFORM holdfast_post(u, c, m, v_ids, 2::smallint, 1::smallint, 4::smallint);
         UPDATE dead_letters d SET unrefunded = false, resolution = coalesce(d.resolution, 'refunded')
         WHERE d.hold_id = ANY (v_ids) AND d.unrefunded;
@@ -415,7 +438,7 @@ BEGIN
     END LOOP;
     IF v_ids <> '{}' THEN
         PERFORM holdfast_barrier(v_now, v_ids, 1::smallint, 3::smallint, v_bucket);
-        PERFORM holdfast_set_holds(v_now, v_day, v_ids, v_day, 'status = 5, cancelled_at = $3');
+        PERFORM holdfast_set_holds(v_now, v_day, v_ids, 'status = 5, cancelled_at = $2', NULL);
         PERFORM holdfast_post(u, c, m, v_ids, 2::smallint, 1::smallint, 5::smallint);
     END IF;
 END $$;
