@@ -170,9 +170,9 @@ func TestComposeFile(t *testing.T) {
 			services[p[1]] = true
 		case p[0] == "volumes" && len(p) == 2:
 			volumes[p[1]] = true
-		case p[0] == "x-settings" && len(p) == 2:
+		case strings.HasPrefix(p[len(p)-1], "HOLDFAST_"):
 			// ${NAME:-default} stands for its default here.
-			environ = append(environ, p[1]+"="+regexp.MustCompile(`\$\{\w+:-([^}]*)\}`).ReplaceAllString(l.value, "$1"))
+			environ = append(environ, p[len(p)-1]+"="+regexp.MustCompile(`\$\{\w+:-([^}]*)\}`).ReplaceAllString(l.value, "$1"))
 		}
 	}
 	for _, want := range []string{"shard0", "shard1", "shard2", "shard3", "redis", "coordinator", "participant", "scheduler", "payment-sim"} {
@@ -182,9 +182,9 @@ func TestComposeFile(t *testing.T) {
 	}
 	cfg, err := settings.Load(environ, nil)
 	if err != nil {
-		t.Errorf("%s: x-settings: %v", name, err)
-	} else if len(cfg.Shards) != 4 {
-		t.Errorf("%s: want 4 shards in HOLDFAST_SHARDS, got %d", name, len(cfg.Shards))
+		t.Errorf("%s: the settings: %v", name, err)
+	} else if len(cfg.Shards) != 4 || cfg.ShardCount != 4 {
+		t.Errorf("%s: want 4 shards, got %d in HOLDFAST_SHARDS and HOLDFAST_SHARD_COUNT=%d", name, len(cfg.Shards), cfg.ShardCount)
 	}
 	host := regexp.MustCompile(`(?:http|redis)://([a-z0-9-]+):|@([a-z0-9-]+):\d`)
 	for _, l := range lines {

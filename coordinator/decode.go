@@ -92,7 +92,7 @@ func jsonProblem(err error) error {
 	}
 	p := problem.New(e.Code, e.Error())
 	if name := problem.Printable(e.Field); name != "" {
-		p.At(name)
+		return p.At(name)
 	}
 	return p
 }

@@ -128,7 +128,7 @@ func (c *Coordinator) around(next http.Handler, public bool) http.Handler {
 }
 
 func (c *Coordinator) panicked(rec *recorder, r *http.Request, p any) {
-	if p == http.ErrAbortHandler {
+	if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(p)
 	}
 	c.log.Error("request panicked", "route", rec.route, "request_id", rec.Header().Get(problem.RequestID),

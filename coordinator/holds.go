@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"unicode/utf8"
@@ -284,7 +285,8 @@ func (c *Coordinator) cancelHold(w http.ResponseWriter, q *call) error {
 		return nil
 	}
 	err = c.stepProblem(branch.OpCancel, shard, res.Code)
-	if p, ok := err.(*problem.Problem); ok && known && p.Status == http.StatusConflict {
+	var p *problem.Problem
+	if known && errors.As(err, &p) && p.Status == http.StatusConflict {
 		return p.With(shown(res.Hold))
 	}
 	return err

@@ -36,7 +36,7 @@ func params(q *call, known ...string) (url.Values, error) {
 		case !slices.Contains(known, name):
 			p := problem.New(strictjson.UnknownField, "a parameter is not known")
 			if name = problem.Printable(name); name != "" {
-				p.At(name)
+				p = p.At(name)
 			}
 			return nil, p
 		case len(v) != 1:

@@ -91,6 +91,10 @@ func (n *Node) Handler(secret []byte) http.Handler {
 		vars := mux.Vars(r)
 		shard, err := strconv.Atoi(vars["shard"])
 		o, known := n.ops[vars["op"]]
+		if count := r.URL.Query().Get(branch.ShardsQuery); count != "" && count != strconv.Itoa(len(n.shards)) {
+			http.Error(w, fmt.Sprintf("there are %d shards here and %s in the caller's map: set HOLDFAST_SHARD_COUNT", len(n.shards), count), http.StatusBadRequest)
+			return
+		}
 		if err != nil || shard < 0 || shard >= len(n.shards) || !known {
 			http.Error(w, "there is no such shard or step", http.StatusNotFound)
 			return

@@ -37,7 +37,7 @@ func operate(ctx context.Context, db *pgxpool.Pool, epoch int64, action string, 
 }
 
 const (
-	attemptSQL = `SELECT unsure_at > clock_timestamp() FROM attempts WHERE hold_id = $1`
+	attemptSQL = `SELECT driving FROM attempts WHERE hold_id = $1`
 	hurrySQL   = `UPDATE attempts SET next_at = clock_timestamp() WHERE hold_id = $1`
 	retriedSQL = `
 UPDATE dead_letters SET resolution = 'retried', note = $2
@@ -54,8 +54,8 @@ func retry(ctx context.Context, db *pgxpool.Pool, epoch int64, r branch.Operator
 			return branch.CodeNotRetryable, nil
 		}
 		// next_attempt_at stands for a running attempt, or for a pause after
-		// one. It is a pause when the attempts row says so: a running drive has
-		// none, or one that is unsure until later.
+		// one. It is a pause when the attempts row says so: a first drive has
+		// none, a later one has marked it.
 		var running *bool
 		err := tx.QueryRow(ctx, attemptSQL, [16]byte(r.ID)).Scan(&running)
 		pausing := err == nil && !value(running)

@@ -13,10 +13,34 @@ type metrics struct {
 	drift    *prometheus.GaugeVec // shard
 	overdue  *prometheus.GaugeVec // shard
 
-	clocks  *prometheus.GaugeVec   // shard
-	driven  *prometheus.CounterVec // shard, source
+	clocks *prometheus.GaugeVec   // shard
+	driven *prometheus.CounterVec // shard, source
+	fillMetrics
+}
+
+// fillMetrics are those that a filler has also when it stands alone.
+type fillMetrics struct {
 	dropped *prometheus.CounterVec // shard
 	redisUp prometheus.Gauge
+}
+
+func newFillMetrics(r prometheus.Registerer) (*fillMetrics, error) {
+	m := &fillMetrics{
+		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "holdfast_scheduler_triggers_dropped_total",
+			Help: "Triggers of new holds that did not reach Redis; the sweeper or the dispatcher finds these holds."}, []string{"shard"}),
+		redisUp: prometheus.NewGauge(prometheus.GaugeOpts{Name: "holdfast_scheduler_redis_up",
+			Help: "1 while Redis answers this process."}),
+	}
+	return m, register(r, m.dropped, m.redisUp)
+}
+
+func register(r prometheus.Registerer, all ...prometheus.Collector) error {
+	for _, c := range all {
+		if err := r.Register(c); err != nil {
+			return fmt.Errorf("register the scheduler's metrics: %w", err)
+		}
+	}
+	return nil
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -34,15 +58,11 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			"The largest difference between the clocks of shard, Redis and process; above 2 the shard is not driven."),
 		driven: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "holdfast_scheduler_driven_total",
 			Help: "Ids handed to the coordinator, by where they came from: redis or postgresql."}, []string{"shard", "source"}),
-		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "holdfast_scheduler_triggers_dropped_total",
-			Help: "Triggers of new holds that did not reach Redis; the sweeper or the dispatcher finds these holds."}, []string{"shard"}),
-		redisUp: prometheus.NewGauge(prometheus.GaugeOpts{Name: "holdfast_scheduler_redis_up",
-			Help: "1 while Redis answers this scheduler."}),
 	}
-	for _, c := range []prometheus.Collector{m.triggers, m.drift, m.overdue, m.clocks, m.driven, m.dropped, m.redisUp} {
-		if err := r.Register(c); err != nil {
-			return nil, fmt.Errorf("register the scheduler's metrics: %w", err)
-		}
+	fill, err := newFillMetrics(r)
+	if err != nil {
+		return nil, err
 	}
-	return m, nil
+	m.fillMetrics = *fill
+	return m, register(r, m.triggers, m.drift, m.overdue, m.clocks, m.driven)
 }

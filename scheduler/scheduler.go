@@ -16,8 +16,6 @@ package scheduler
 
 import (
 	"context"
-	"fmt"
-	"log/slog"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -28,32 +26,28 @@ import (
 
 // Scheduler runs the loops of every shard. Start it once, Close it to stop.
 type Scheduler struct {
+	*link
+	runner
 	cfg     Config
-	log     *slog.Logger
 	metrics *metrics
 	zset    *zset
+	filler  *Filler
 	shards  []*shardState
 
-	open    atomic.Bool // the payment breaker lets calls through
-	redisUp atomic.Bool
+	open atomic.Bool // the payment breaker lets calls through
 	// backlogMS: holds that matured before this moment had to wait for an
 	// outage. They are PostgreSQL's to drive, in order and at the drain rate.
 	backlogMS atomic.Int64
 	reopened  atomic.Int64 // how often the breaker let calls through again
-
-	mu     sync.Mutex
-	cancel context.CancelFunc
-	loops  sync.WaitGroup
 }
 
 // shardState is what the loops of one shard share.
 type shardState struct {
-	n      int
-	label  string
-	store  *store
-	meter  meter
-	retry  retries
-	filler filler
+	n     int
+	label string
+	store *store
+	meter meter
+	retry retries
 
 	wake        chan struct{} // an earlier trigger has come than the claim loop sleeps for
 	sleepingFor atomic.Int64  // Redis's ms of the next trigger that the claim loop knows
@@ -113,13 +107,14 @@ func New(cfg Config) (*Scheduler, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Scheduler{cfg: cfg, log: cfg.Log, metrics: m, zset: z}
+	s := &Scheduler{link: &link{log: cfg.Log, gauge: m.redisUp}, cfg: cfg, metrics: m, zset: z}
+	s.filler = newFiller(&cfg, n, z, &m.fillMetrics, s.link, s.open.Load)
+	s.filler.added = func(shard int, firstMS int64) { s.shards[shard].dueAt(firstMS) }
 	for i := range n {
 		s.shards = append(s.shards, &shardState{
 			n: i, label: strconv.Itoa(i), store: newStore(cfg.Shards.Reads(i)),
 
-			filler: filler{more: make(chan struct{}, 1)},
-			wake:   make(chan struct{}, 1), looked: make(chan struct{}, 1),
+			wake: make(chan struct{}, 1), looked: make(chan struct{}, 1),
 			status: ShardStatus{Shard: i},
 		})
 	}
@@ -128,10 +123,7 @@ func New(cfg Config) (*Scheduler, error) {
 
 // Start starts the loops; they end with ctx or Close.
 func (s *Scheduler) Start(ctx context.Context) {
-	ctx, cancel := context.WithCancel(ctx)
-	s.mu.Lock()
-	s.cancel = cancel
-	s.mu.Unlock()
+	ctx = s.begin(ctx)
 	s.backlogMS.Store(s.cfg.Now().UnixMilli())
 	s.askGate(ctx)
 	s.loops.Go(func() { s.gateLoop(ctx) })
@@ -143,32 +135,24 @@ func (s *Scheduler) Start(ctx context.Context) {
 			continue
 		}
 		s.loops.Go(func() { s.sweepLoop(ctx, st) })
-		s.loops.Go(func() { s.fillLoop(ctx, st) })
 		s.loops.Go(func() { s.claimLoop(ctx, st) })
 	}
+	s.filler.startQueues(ctx, &s.loops)
+}
+
+// Triggers is told of new holds after their commit; see Filler.Triggers.
+func (s *Scheduler) Triggers(ctx context.Context, shard int, holds []holdfast.HoldID) {
+	s.filler.Triggers(ctx, shard, holds)
 }
 
 // Close stops popping, waits for the batches that the coordinator has, and
 // gives the locks up. A trigger whose batch is not answered by the deadline of
 // ctx keeps its lease.
 func (s *Scheduler) Close(ctx context.Context) error {
-	s.mu.Lock()
-	cancel := s.cancel
-	s.mu.Unlock()
-	if cancel != nil {
-		cancel()
+	if err := s.end(ctx, "scheduler"); err != nil {
+		return err
 	}
-	done := make(chan struct{})
-	go func() { s.loops.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-ctx.Done():
-		return fmt.Errorf("stop the scheduler: %w", ctx.Err())
-	}
-	if err := s.zset.close(); err != nil {
-		return fmt.Errorf("close the Redis client: %w", err)
-	}
-	return nil
+	return s.zset.close()
 }
 
 // Status is what GET /admin/v1/scheduler shows; it asks nobody.
@@ -230,24 +214,4 @@ func (st *shardState) update(f func(*ShardStatus)) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	f(&st.status)
-}
-
-// sleep waits and reports whether there is a reason to go on.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
-
-// poke wakes a loop that waits on a channel of one; a second poke is the same.
-func poke(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
 }

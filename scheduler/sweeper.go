@@ -42,15 +42,6 @@ func (s *Scheduler) lookLoop(ctx context.Context) {
 	}
 }
 
-// redisFailed says once that Redis is away; always forces the line, for a
-// Redis that never answered.
-func (s *Scheduler) redisFailed(err error, always bool) {
-	if s.redisUp.Swap(false) || always {
-		s.metrics.redisUp.Set(0)
-		s.log.Warn("Redis does not answer: overdue holds are driven from PostgreSQL", "error", err)
-	}
-}
-
 func (s *Scheduler) redisAnswered(seen []memory, off time.Duration) {
 	back := !s.redisUp.Load()
 	for i, st := range s.shards {
@@ -71,11 +62,7 @@ func (s *Scheduler) redisAnswered(seen []memory, off time.Duration) {
 		s.judgeClocks(st, true)
 		s.metrics.triggers.WithLabelValues(st.label).Set(float64(m.pending + m.inflight))
 	}
-	if back {
-		s.redisUp.Store(true)
-		s.metrics.redisUp.Set(1)
-		s.log.Info("Redis answers: triggers run")
-	}
+	s.redisAnswers()
 	for _, st := range s.shards {
 		poke(st.looked)
 	}
@@ -195,7 +182,7 @@ func (s *Scheduler) fill(ctx context.Context, st *shardState, from, to holdfast.
 				return added, err
 			}
 			if len(page) > 0 {
-				if err := s.addTriggers(ctx, st, page); err != nil {
+				if err := s.filler.add(ctx, st.n, page); err != nil {
 					return added, err
 				}
 				added += len(page)

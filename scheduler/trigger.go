@@ -3,7 +3,6 @@ package scheduler
 import (
 	"context"
 	"math"
-	"slices"
 	"sync"
 	"time"
 
@@ -12,93 +11,18 @@ import (
 )
 
 const (
-	// sleepMost is the longest sleep between two claims: less than the shortest
-	// delay of a hold, because a trigger that another process added wakes
-	// nobody here.
-	sleepMost = 500 * time.Millisecond
+	// sleepMost is the longest sleep between two claims. A trigger that another
+	// process adds wakes nobody here, so it must be well below the shortest delay
+	// of a hold, a second less the client's way through the network. Two
+	// schedulers of four shards cost an idle Redis 0.6 % of a core with it,
+	// against 0.3 % with 500 ms and 2.7 % with 20 ms.
+	sleepMost = 100 * time.Millisecond
 	// idleEvery is how often the claim loop looks whether it may go on.
 	idleEvery = 50 * time.Millisecond
-	// maxQueued bounds the triggers of new holds that wait for Redis, per shard.
-	maxQueued = 100_000
 	// putBackMost is how far ahead a trigger that was deferred may be put back;
 	// beyond it the dispatcher, which goes in order, has the hold.
 	putBackMost = time.Second
 )
-
-// filler collects the triggers of new holds for one shard.
-type filler struct {
-	mu   sync.Mutex
-	ids  []holdfast.HoldID
-	more chan struct{}
-}
-
-// Triggers is told of new holds after their commit. It never blocks and keeps
-// no promise: what does not fit or does not reach Redis is found by the sweeper
-// or the dispatcher.
-func (s *Scheduler) Triggers(_ context.Context, shard int, holds []holdfast.HoldID) {
-	if shard < 0 || shard >= len(s.shards) || s.zset.rdb == nil {
-		return
-	}
-	st := s.shards[shard]
-	reach := s.cfg.Now().Add(s.cfg.reach()).UnixMilli()
-	dropped := 0
-	st.filler.mu.Lock()
-	for _, id := range holds {
-		if id.UnlockAtMS() >= reach {
-			continue // a later sweep finds it
-		}
-		if len(st.filler.ids) >= maxQueued {
-			dropped++
-			continue
-		}
-		st.filler.ids = append(st.filler.ids, id)
-	}
-	st.filler.mu.Unlock()
-	if dropped > 0 {
-		s.metrics.dropped.WithLabelValues(st.label).Add(float64(dropped))
-	}
-	poke(st.filler.more)
-}
-
-func (s *Scheduler) fillLoop(ctx context.Context, st *shardState) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-st.filler.more:
-		}
-		st.filler.mu.Lock()
-		ids := st.filler.ids
-		st.filler.ids = nil
-		st.filler.mu.Unlock()
-		if len(ids) == 0 {
-			continue
-		}
-		// While the breaker is open nothing is filled; when it lets calls
-		// through again the whole horizon is.
-		if s.open.Load() && s.redisUp.Load() {
-			err := s.addTriggers(ctx, st, ids)
-			if err == nil {
-				continue
-			}
-			if ctx.Err() == nil {
-				s.redisFailed(err, false)
-			}
-		}
-		s.metrics.dropped.WithLabelValues(st.label).Add(float64(len(ids)))
-	}
-}
-
-// addTriggers adds triggers and wakes the claim loop if one is due before it
-// would wake by itself.
-func (s *Scheduler) addTriggers(ctx context.Context, st *shardState, ids []holdfast.HoldID) error {
-	if err := s.zset.add(ctx, st.n, ids); err != nil {
-		return err
-	}
-	first := slices.MinFunc(ids, func(a, b holdfast.HoldID) int { return int(a.UnlockAtMS() - b.UnlockAtMS()) })
-	st.dueAt(first.UnlockAtMS())
-	return nil
-}
 
 // dueAt tells the claim loop that something is due at a ms of Redis's clock.
 func (st *shardState) dueAt(ms int64) {

@@ -108,7 +108,12 @@ func TestUnsettled(t *testing.T) {
 
 func newZ(t *testing.T) *zset {
 	t.Helper()
-	z, err := newZset(testkit.Redis(t), 4, testkit.Logger(t))
+	return newZAt(t, testkit.Redis(t))
+}
+
+func newZAt(t *testing.T, url string) *zset {
+	t.Helper()
+	z, err := newZset(url, 4, testkit.Logger(t))
 	if err != nil {
 		t.Fatal(err)
 	}

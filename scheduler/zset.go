@@ -18,6 +18,8 @@ import (
 const (
 	redisTimeout = time.Second // dial, read and write
 	addChunk     = 500         // members per ZADD of a pipeline
+	// addTimeout is for one pipeline of adds, which may be long.
+	addTimeout = 5 * time.Second
 )
 
 // claimScript moves due triggers to the in-flight set with the end of their
@@ -131,7 +133,10 @@ func (z *zset) close() error {
 	if z.rdb == nil {
 		return nil
 	}
-	return z.rdb.Close()
+	if err := z.rdb.Close(); err != nil {
+		return fmt.Errorf("close the Redis client: %w", err)
+	}
+	return nil
 }
 
 // claimed is one answer of claimScript, times in Redis's ms.

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -22,7 +21,7 @@ import (
 type child struct {
 	cmd  *exec.Cmd
 	dir  string
-	done chan error
+	done chan struct{} // closed when it has ended
 	text bytes.Buffer
 }
 
@@ -70,7 +69,7 @@ func (a *app) spawn(dir string) (*child, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find my own program: %w", err)
 	}
-	c := &child{dir: dir, done: make(chan error, 1)}
+	c := &child{dir: dir, done: make(chan struct{})}
 	c.cmd = exec.Command(self, "up", "--data", dir, "--api-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--sim-addr", "127.0.0.1:0")
 	c.cmd.Stdout, c.cmd.Stderr = &c.text, &c.text
 	for _, kv := range a.environ {
@@ -87,7 +86,10 @@ func (a *app) spawn(dir string) (*child, error) {
 	if err := c.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the stack: %w", err)
 	}
-	go func() { c.done <- c.cmd.Wait() }()
+	go func() {
+		defer close(c.done)
+		_ = c.cmd.Wait() // what it has to say about its end is in text
+	}()
 	return c, nil
 }
 
@@ -102,7 +104,6 @@ func (c *child) wait(ctx context.Context) (runFile, error) {
 	for {
 		select {
 		case <-c.done:
-			c.done <- errors.New("gone")
 			return runFile{}, fmt.Errorf("the stack did not start: %s", strings.TrimSpace(c.text.String()))
 		case <-ctx.Done():
 			return runFile{}, fmt.Errorf("the stack was not ready in time: %w", ctx.Err())

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -72,11 +71,10 @@ func (a *app) demo(ctx context.Context, install bool) (err error) {
 		return err
 	}
 	defer func() {
-		stopErr := u.stop(ctx)
+		tidyErr := errors.Join(u.stop(ctx), embed.Remove(data))
 		if err == nil {
-			err = stopErr
+			err = tidyErr
 		}
-		embed.Remove(data)
 	}()
 	token, err := serviceToken(cfg)
 	if err != nil {
@@ -200,9 +198,8 @@ func (d *demo) ban(ctx context.Context) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
-		var text bytes.Buffer
-		io.Copy(&text, io.LimitReader(resp.Body, 1000))
-		return fmt.Errorf("ban a recipient at the simulator: %d %s", resp.StatusCode, text.String())
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1000)) // the status says enough
+		return fmt.Errorf("ban a recipient at the simulator: %d %s", resp.StatusCode, text)
 	}
 	return nil
 }

@@ -136,13 +136,7 @@ func (p *process) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		if err := p.ready(r.Context()); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
+	mux.HandleFunc("GET /readyz", p.readyz)
 	if a, ok := p.listeners.admin.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
 		return mux // profiles show what is in memory and ask for no token
 	}
@@ -151,25 +145,4 @@ func (p *process) opsHandler() http.Handler {
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	return mux
-}
-
-// ready: a process is ready while one of its shards answers; one that is down
-// is degraded, not dead.
-func (p *process) ready(ctx context.Context) error {
-	if p.shards == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	down := make(chan error, p.shards.N())
-	for i := range p.shards.N() {
-		go func() { down <- p.shards.Ping(ctx, i) }()
-	}
-	var last error
-	for range p.shards.N() {
-		if last = <-down; last == nil {
-			return nil
-		}
-	}
-	return fmt.Errorf("no shard answers: %w", last)
 }

@@ -51,6 +51,7 @@ type process struct {
 	pay       *payment.Client
 	coord     *coordinator.Coordinator
 	sched     *scheduler.Scheduler
+	filler    *scheduler.Filler // sets triggers for schedulers in other processes
 
 	maintenance chan struct{} // closed when the partitions' keeper has ended
 	endKeeper   context.CancelFunc
@@ -78,7 +79,7 @@ func newProcess(ctx context.Context, cfg *settings.Config, r roles, l *listeners
 			}
 		}
 		if r.coordinator {
-			if err := p.makeCoordinator(len(dsns)); err != nil {
+			if err := p.makeCoordinator(len(dsns), redisURL); err != nil {
 				return err
 			}
 		}
@@ -114,19 +115,24 @@ func (p *process) makeParticipant() (err error) {
 }
 
 // transport reaches the participants: in this process, or over the network.
-func (p *process) transport() (branch.Transport, error) {
+func (p *process) transport(shards int) (branch.Transport, error) {
 	if p.node != nil {
 		return p.node, nil
 	}
-	h, err := branch.NewHTTP(branch.HTTPConfig{URLs: p.cfg.Participants, Secret: []byte(p.cfg.BranchSecret)})
+	h, err := branch.NewHTTP(branch.HTTPConfig{URLs: p.cfg.Participants, Secret: []byte(p.cfg.BranchSecret),
+		Shards: shards, Log: p.log.With("role", "coordinator")})
 	if err != nil {
 		return nil, err
 	}
 	return &branch.Coalesce{T: h}, nil
 }
 
-func (p *process) makeCoordinator(shardsGiven int) error {
-	participants, err := p.transport()
+func (p *process) makeCoordinator(shardsGiven int, redisURL string) error {
+	shardMap := holdfast.EvenShardMap(max(1, shardsGiven, p.cfg.ShardCount))
+	if p.shards != nil {
+		shardMap = p.shards.Map()
+	}
+	participants, err := p.transport(shardMap.Shards)
 	if err != nil {
 		return err
 	}
@@ -146,21 +152,35 @@ func (p *process) makeCoordinator(shardsGiven int) error {
 	if err != nil {
 		return err
 	}
-	shardMap := holdfast.EvenShardMap(max(1, shardsGiven, p.cfg.ShardCount))
-	if p.shards != nil {
-		shardMap = p.shards.Map()
-	}
 	cfg := coordinator.Config{Participants: participants, Map: shardMap, Payment: p.pay, Auth: verifier,
 		Log: p.log.With("role", "coordinator"), Metrics: p.reg, Gatherer: p.reg, Currencies: p.cfg.Currencies,
 		RatePerSecond: p.cfg.RateLimit, GiveUp: p.cfg.PaymentGiveUp, KeyLifetime: p.cfg.PaymentKeyLifetime}
-	if p.roles.scheduler {
-		// The scheduler needs the coordinator and is therefore made after it;
-		// both functions are called only once everything has started.
+	// Scheduler and filler need the coordinator and are therefore made after
+	// it; these functions are called only once everything has started.
+	switch {
+	case p.roles.scheduler:
 		cfg.Created = func(shard int, ids []holdfast.HoldID) { p.sched.Triggers(context.Background(), shard, ids) }
 		cfg.Scheduler = func(ctx context.Context) any { return p.sched.Status(ctx) }
+		cfg.Ready = p.checks
+	case redisURL != "":
+		cfg.Created = func(shard int, ids []holdfast.HoldID) { p.filler.Triggers(context.Background(), shard, ids) }
+		cfg.Ready = p.checks
 	}
 	p.coord = coordinator.New(cfg)
-	return nil
+	if p.roles.scheduler || redisURL == "" {
+		return nil
+	}
+	return p.makeFiller(redisURL, shardMap.Shards)
+}
+
+// makeFiller: the schedulers are elsewhere, but the coordinator knows first of
+// a new hold, and one of a second is over before any sweep would find it.
+func (p *process) makeFiller(redisURL string, shards int) (err error) {
+	p.filler, err = scheduler.NewFiller(scheduler.FillerConfig{RedisURL: redisURL, Shards: shards,
+		Horizon: p.cfg.Horizon, SweepEvery: p.cfg.SweepEvery,
+		Open: func() bool { return p.coord.Open(context.Background()) },
+		Log:  p.log.With("role", "filler"), Metrics: p.reg})
+	return err
 }
 
 func (p *process) paymentURL() string {
@@ -176,7 +196,8 @@ func (p *process) paymentURL() string {
 func (p *process) makeScheduler(redisURL string) error {
 	var driver scheduler.Driver = p.coord
 	if p.coord == nil {
-		h, err := branch.NewHTTP(branch.HTTPConfig{URLs: p.cfg.Coordinators, Secret: []byte(p.cfg.BranchSecret)})
+		h, err := branch.NewHTTP(branch.HTTPConfig{URLs: p.cfg.Coordinators, Secret: []byte(p.cfg.BranchSecret),
+			Log: p.log.With("role", "scheduler")})
 		if err != nil {
 			return err
 		}
@@ -207,6 +228,9 @@ func (p *process) start(ctx context.Context) {
 			defer close(p.maintenance)
 			p.shards.RunMaintenance(keeper)
 		}()
+	}
+	if p.filler != nil {
+		p.filler.Start(work)
 	}
 	if p.coord != nil {
 		p.coord.Start(work)
@@ -251,6 +275,9 @@ func (p *process) stop(ctx context.Context) error {
 	})
 	within(ctx, stopRequests, func(ctx context.Context) { errs = append(errs, p.listeners.shutdownAPI(ctx)) })
 	within(ctx, stopWork, func(ctx context.Context) {
+		if p.filler != nil {
+			errs = append(errs, p.filler.Close(ctx))
+		}
 		if p.coord != nil {
 			p.coord.Close(ctx)
 		}

@@ -124,7 +124,7 @@ func (u *up) start(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
 			l.close()
-			u.stopServers(ctx)
+			err = errors.Join(err, u.stopServers(ctx))
 		}
 	}()
 	dsns, redisURL, err := u.servers(ctx)

@@ -17,6 +17,7 @@ import (
 	"github.com/holdfast-escrow/holdfast"
 	"github.com/holdfast-escrow/holdfast/internal/apiclient"
 	"github.com/holdfast-escrow/holdfast/internal/embed"
+	"github.com/holdfast-escrow/holdfast/internal/testkit"
 )
 
 // The test binary plays holdfast itself when this variable is set, so that a
@@ -28,7 +29,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(playMain) != "" {
 		main()
 	}
-	os.Exit(m.Run())
+	testkit.Main(m)
 }
 
 // upProcess is a real `holdfast up` on a directory.

@@ -100,7 +100,7 @@ func newBreaker(cfg Config) *breaker {
 		Interval:     cfg.Window,
 		BucketPeriod: max(cfg.Window/windowBuckets, 1),
 		Timeout:      cfg.OpenFor,
-		IsExcluded:   func(err error) bool { return err == errExcluded },
+		IsExcluded:   func(err error) bool { return errors.Is(err, errExcluded) },
 		ReadyToTrip: func(c gobreaker.Counts) bool {
 			// Finished calls, not permits given: thousands that are in flight
 			// would otherwise hide an API that has just gone down.

@@ -7,8 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptrace"
+	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +24,11 @@ type HTTPConfig struct {
 	URLs    []string // http://host:port
 	Secret  []byte
 	Timeout time.Duration // 30 s; a step that is not answered in it is unknown
+	// Shards is how many there are in the caller's map; a participant that has
+	// another number refuses every step, because users would be looked for on
+	// the wrong shard. 0 = not said.
+	Shards int
+	Log    *slog.Logger // told once of a server that refuses at the door; nil = nobody
 }
 
 // HTTP is a Transport to participants in other processes. A shard's calls go
@@ -29,7 +38,12 @@ type HTTP struct {
 	cfg    HTTPConfig
 	client *http.Client
 	prefer atomic.Int64 // added to the shard number; moves on when a connection is refused
+	said   sync.Map     // complaints that were logged
 }
+
+// dialTimeout is how long a machine that is gone may hold up a call before the
+// next server is asked.
+const dialTimeout = 2 * time.Second
 
 // NewHTTP makes a transport; it connects when it is first used.
 func NewHTTP(cfg HTTPConfig) (*HTTP, error) {
@@ -40,7 +54,8 @@ func NewHTTP(cfg HTTPConfig) (*HTTP, error) {
 		cfg.Timeout = 30 * time.Second
 	}
 	return &HTTP{cfg: cfg, client: &http.Client{
-		Transport: &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute, DisableCompression: true},
+		Transport: &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute, DisableCompression: true,
+			DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext},
 		// A redirect of a signed request is somebody else's idea.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
@@ -52,7 +67,11 @@ func (h *HTTP) Send(ctx context.Context, shard int, op string, in, out any) erro
 	if err != nil {
 		return fmt.Errorf("%w: encode %s: %v", holdfast.ErrInvalid, op, err)
 	}
-	return h.post(ctx, shard, fmt.Sprintf("/branch/v1/%d/%s", shard, op), body, out)
+	path := fmt.Sprintf("/branch/v1/%d/%s", shard, op)
+	if h.cfg.Shards > 0 {
+		path += "?" + ShardsQuery + "=" + strconv.Itoa(h.cfg.Shards)
+	}
+	return h.post(ctx, shard, path, body, out)
 }
 
 // post tries every server once, as long as surely nothing was done.
@@ -103,10 +122,25 @@ func (h *HTTP) once(ctx context.Context, url string, body []byte, out any) error
 		return fmt.Errorf("%w: %s", holdfast.ErrOverloaded, text)
 	case answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusNotFound || answer.StatusCode == http.StatusBadRequest:
 		// Refused at the door: nothing was done, and a person must look.
+		h.complain(r.URL.Host, answer.StatusCode, string(bytes.TrimSpace(text)))
 		return fmt.Errorf("%w: %s answers %d: %s", holdfast.ErrShardUnavailable, url, answer.StatusCode, bytes.TrimSpace(text))
 	}
 	return fmt.Errorf("%w: answer %d: %s", holdfast.ErrOutcomeUnknown, answer.StatusCode, bytes.TrimSpace(text))
 }
+
+// complain logs why a server refuses all requests, once per server and status.
+func (h *HTTP) complain(server string, status int, text string) {
+	if h.cfg.Log == nil {
+		return
+	}
+	if _, said := h.said.LoadOrStore(fmt.Sprint(server, status), true); !said {
+		h.cfg.Log.Error("a process refuses requests of this one: check the settings of both",
+			"server", server, "status", status, "answer", text)
+	}
+}
+
+// ShardsQuery names the caller's number of shards in a request's URL.
+const ShardsQuery = "shards"
 
 // Drive asks a coordinator to drive due holds of a shard; it is what the
 // scheduler of another process calls.

@@ -29,7 +29,7 @@ func takeLock(dir string) (*dirLock, error) {
 		return nil, fmt.Errorf("lock the directory of the private servers: %w", err)
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	for deadline := time.Now().Add(lockPatience); err == syscall.EWOULDBLOCK && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(lockPatience); errors.Is(err, syscall.EWOULDBLOCK) && time.Now().Before(deadline); {
 		<-time.After(pollEvery)
 		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	}

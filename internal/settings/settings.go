@@ -96,7 +96,7 @@ var table = []Setting{
 		parse: text(func(c *Config) *string { return &c.Data }, 1)},
 	{Name: "HOLDFAST_SHARDS", Help: "comma list of PostgreSQL DSNs, shard 0 first (default: embedded servers)",
 		parse: dsns(func(c *Config) *[]string { return &c.Shards })},
-	{Name: "HOLDFAST_REDIS_URL", Help: "redis://, rediss:// or unix:// URL (default: embedded server)",
+	{Name: "HOLDFAST_REDIS_URL", Help: "redis://, rediss:// or unix:// URL, for schedulers and coordinators (default: embedded server)",
 		parse: anyURL(func(c *Config) *string { return &c.RedisURL }, "redis", "rediss", "unix")},
 	{Name: "HOLDFAST_SHARD_COUNT", Default: "0",
 		Help:  "number of shards behind HOLDFAST_PARTICIPANTS, for a coordinator that is not given HOLDFAST_SHARDS",

@@ -135,13 +135,15 @@ CREATE INDEX entries_account ON entries (user_id, seq) WHERE book <= 2;
 
 -- Holds whose first drive did not end. The primary way to find work is the
 -- range above the watermark; this table keeps the stragglers out of it.
--- unsure_at: when the last attempt was sent that ended without an answer.
+-- unsure_at: when the last attempt was sent of which nothing is known. driving:
+-- a driver has it; if its time runs out first, it may have sent until then.
 CREATE TABLE attempts (
     hold_id    uuid        PRIMARY KEY,
     next_at    timestamptz NOT NULL,
     n          integer     NOT NULL,
     active_ms  bigint      NOT NULL,
     unsure_at  timestamptz,
+    driving    boolean     NOT NULL DEFAULT false,
     last_error text        NOT NULL
 ) WITH (fillfactor = 60);
 CREATE INDEX attempts_next ON attempts (next_at);

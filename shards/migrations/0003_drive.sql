@@ -72,7 +72,7 @@ DECLARE
     v_now timestamptz := holdfast_begin(p_epoch);
     h holds; i int := 1; a record;
     v_claim uuid[] := '{}'; v_claim_day text[] := '{}';
-    v_take uuid[] := '{}'; v_take_day text[] := '{}';
+    v_take uuid[] := '{}'; v_take_day text[] := '{}'; v_take_over timestamptz[] := '{}';
     v_fail uuid[] := '{}'; v_fail_day text[] := '{}'; v_fail_code text[] := '{}';
     v_next timestamptz; v_first boolean := true;
 BEGIN
@@ -96,20 +96,22 @@ BEGIN
                 v_claim := v_claim || h.id; v_claim_day := v_claim_day || p_day[i];
             END IF;
         ELSIF h.status = 2 OR h.status = 4 THEN
-            SELECT t.n, t.active_ms, t.unsure_at, t.next_at INTO a FROM attempts t WHERE t.hold_id = h.id;
+            SELECT t.n, t.active_ms, t.unsure_at, t.driving INTO a FROM attempts t WHERE t.hold_id = h.id;
             IF h.status = 4 THEN
                 code := CASE WHEN h.refunded_at IS NULL THEN 'refund' WHEN a.n IS NOT NULL THEN 'watch' ELSE 'ended' END;
-                IF a.n IS NOT NULL THEN
+                IF a.n IS NOT NULL AND v_now - h.decided_at < interval '7 days' THEN
                     UPDATE attempts t SET next_at = v_now + interval '1 hour' WHERE t.hold_id = h.id;
+                ELSIF a.n IS NOT NULL THEN
+                    DELETE FROM attempts t WHERE t.hold_id = h.id; -- watched long enough
                 END IF;
             ELSIF h.next_attempt_at > v_now THEN
                 code := 'busy';
                 in_ms := ceil(extract(epoch FROM h.next_attempt_at - v_now) * 1000);
             ELSE
                 code := CASE WHEN h.verdict = 1 THEN 'credit' ELSE 'redrive' END;
-                v_take := v_take || h.id; v_take_day := v_take_day || p_day[i];
+                v_take := v_take || h.id; v_take_day := v_take_day || p_day[i]; v_take_over := v_take_over || h.next_attempt_at;
                 -- Who claimed and never came back may have sent until its time was over.
-                since_unsure_ms := CASE WHEN a.n IS NULL THEN floor(extract(epoch FROM v_now - h.next_attempt_at) * 1000)
+                since_unsure_ms := CASE WHEN a.n IS NULL OR a.driving THEN floor(extract(epoch FROM v_now - h.next_attempt_at) * 1000)
                     WHEN a.unsure_at IS NULL THEN -1 ELSE floor(extract(epoch FROM v_now - a.unsure_at) * 1000) END;
             END IF;
             attempts := coalesce(a.n, 0); active_ms := coalesce(a.active_ms, 0);
@@ -125,9 +127,13 @@ BEGIN
     END IF;
     IF v_take <> '{}' THEN
         PERFORM holdfast_set_holds(v_now, v_take_day, v_take, 'next_attempt_at = $3::timestamptz', v_next::text);
-        -- Its row must not come up again while it is being driven, and what this
-        -- drive may send stays unsure until its end is recorded.
-        UPDATE attempts t SET next_at = v_next, unsure_at = v_next WHERE t.hold_id = ANY (v_take);
+        -- Its row must not come up again while it is being driven. Should this
+        -- driver not come back, what it may have sent is counted from the end
+        -- of its time, as it is for the one before.
+        INSERT INTO attempts AS t (hold_id, next_at, n, active_ms, unsure_at, driving, last_error)
+        SELECT x, v_next, 0, 0, o, true, 'the driver did not come back' FROM unnest(v_take, v_take_over) y(x, o) ORDER BY x
+        ON CONFLICT (hold_id) DO UPDATE SET next_at = v_next, driving = true,
+            unsure_at = CASE WHEN t.driving THEN excluded.unsure_at ELSE t.unsure_at END;
     END IF;
     IF v_fail <> '{}' THEN
         PERFORM holdfast_fail(v_now, v_fail_day, v_fail, v_fail_code,
@@ -336,8 +342,7 @@ BEGIN
                CASE WHEN p_unsure[o] THEN v_now END, p_error[o] FROM unnest(v_at) o
         ON CONFLICT (hold_id) DO UPDATE SET next_at = excluded.next_at, n = t.n + 1,
             active_ms = t.active_ms + excluded.active_ms, last_error = excluded.last_error,
-            -- A drive sets unsure_at ahead when it begins; its end is now.
-            unsure_at = coalesce(excluded.unsure_at, least(t.unsure_at, v_now));
+            unsure_at = coalesce(excluded.unsure_at, t.unsure_at), driving = false;
     END IF;
     PERFORM holdfast_dead_letters(v_now, v_dead, v_dead_code, v_why, false);
 END $$;
