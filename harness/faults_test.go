@@ -47,7 +47,7 @@ func TestPaymentAPI(t *testing.T) {
 						tried++
 					}
 				}
-				return tried >= 20, fmt.Sprintf("%d of %d were tried; breaker %s", tried, len(ids), r.Payment.State())
+				return tried >= 10, fmt.Sprintf("%d of %d were tried; breaker %s", tried, len(ids), r.Payment.State())
 			})
 			if available, _ := r.balance(from); available != 0 {
 				t.Errorf("%d coins were refunded although nothing was refused", available)

@@ -69,7 +69,7 @@ func holdRows(ctx context.Context, conn *pgx.Conn, order []int, ids [][16]byte, 
 	for i := range out {
 		out[i].Code = branch.CodeNotFound
 	}
-	rows, err := conn.Query(ctx, sql, args...)
+	rows, err := query(ctx, conn, sql, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func holdRows(ctx context.Context, conn *pgx.Conn, order []int, ids [][16]byte, 
 	var code string
 	var h holdRow
 	at := newPlaces(order, ids)
-	_, err = pgx.ForEachRow(rows, append([]any{&id, &code}, h.dest()...), func() error {
+	err = eachRow(rows, append([]any{&id, &code}, h.dest()...), func() error {
 		hold, _ := h.hold() // none for a null cancel
 		out[at.of(id)] = branch.HoldResult{Code: branch.Code(code), Hold: hold}
 		return nil
@@ -135,14 +135,14 @@ func (l *ledger) checkBatch(items []branch.CheckItem) []branch.CheckResult {
 		for i := range items {
 			users[i] = items[i].User
 		}
-		rows, err := conn.Query(ctx, checkSQL, users)
+		rows, err := query(ctx, conn, checkSQL, users)
 		if err != nil {
 			return nil, err
 		}
 		found := make(map[account]int16, len(items))
 		var a account
 		var status int16
-		if _, err = pgx.ForEachRow(rows, []any{&a.user, &a.currency, &status}, func() error { found[a] = status; return nil }); err != nil {
+		if err = eachRow(rows, []any{&a.user, &a.currency, &status}, func() error { found[a] = status; return nil }); err != nil {
 			return nil, err
 		}
 		out := make([]branch.CheckResult, len(items))

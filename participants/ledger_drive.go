@@ -51,6 +51,11 @@ func (l *ledger) claimBatch(items []branch.ClaimItem) []branch.ClaimResult {
 			return out, nil
 		}
 		slow, err := l.claim(ctx, conn, rest, lease)
+		if err != nil && len(claimed) > 0 {
+			// What was claimed is claimed; of the rest nothing is known.
+			l.log.Warn("the rest of a batch of claims has no answer", "items", len(rest), "error", err)
+			slow, err = fill(rest, branch.ClaimResult{Code: branch.CodeOutcomeUnknown}), nil
+		}
 		for j := range slow {
 			out[at[j]] = slow[j]
 		}
@@ -74,10 +79,10 @@ func (l *ledger) fast(ctx context.Context, conn *pgx.Conn, sql string, ids []hol
 		for to < len(order) && days[to] == days[from] {
 			to++
 		}
-		rows, err := conn.Query(ctx, fmt.Sprintf(sql, days[from], holdColumns), append([]any{l.epoch, sortedIDs[from:to]}, args...)...)
+		rows, err := query(ctx, conn, fmt.Sprintf(sql, days[from], holdColumns), append([]any{l.epoch, sortedIDs[from:to]}, args...)...)
 		if err == nil {
 			var h holdRow
-			_, err = pgx.ForEachRow(rows, h.dest(), func() error {
+			err = eachRow(rows, h.dest(), func() error {
 				hold, _ := h.hold()
 				done[hold.ID] = hold
 				return nil
@@ -97,7 +102,7 @@ func (l *ledger) claim(ctx context.Context, conn *pgx.Conn, items []branch.Claim
 	for i := range out {
 		out[i].Code = branch.CodeNotFound
 	}
-	rows, err := conn.Query(ctx, claimSQL, l.epoch, days, ids,
+	rows, err := query(ctx, conn, claimSQL, l.epoch, days, ids,
 		byOrder(items, order, func(i *branch.ClaimItem) string { return i.Refusal }), lease)
 	if err != nil {
 		return nil, err
@@ -107,7 +112,7 @@ func (l *ledger) claim(ctx context.Context, conn *pgx.Conn, items []branch.Claim
 	var r branch.ClaimResult
 	var h holdRow
 	at := newPlaces(order, ids)
-	_, err = pgx.ForEachRow(rows, append([]any{&id, &code, &r.InMS, &r.Attempts, &r.ActiveMS, &r.SinceUnsureMS, &r.SinceClaimMS},
+	err = eachRow(rows, append([]any{&id, &code, &r.InMS, &r.Attempts, &r.ActiveMS, &r.SinceUnsureMS, &r.SinceClaimMS},
 		h.dest()...), func() error {
 		r.Hold, _ = h.hold()
 		r.Code = branch.Code(code)
@@ -265,14 +270,14 @@ func codeRows(ctx context.Context, conn *pgx.Conn, order []int, ids [][16]byte, 
 	for i := range out {
 		out[i].Code = branch.CodeNotFound
 	}
-	rows, err := conn.Query(ctx, sql, args...)
+	rows, err := query(ctx, conn, sql, args...)
 	if err != nil {
 		return nil, err
 	}
 	var id [16]byte
 	var code string
 	at := newPlaces(order, ids)
-	_, err = pgx.ForEachRow(rows, []any{&id, &code}, func() error {
+	err = eachRow(rows, []any{&id, &code}, func() error {
 		out[at.of(id)].Code = branch.Code(code)
 		return nil
 	})

@@ -68,7 +68,7 @@ func (l *ledger) try(ctx context.Context, conn *pgx.Conn, items []branch.TryItem
 		given[i] = pgtype.UUID{Bytes: t.ID, Valid: !t.ID.IsZero()}
 		tail[i] = random.next()
 	}
-	rows, err := conn.Query(ctx, trySQL, l.epoch, sender, recipient, currency, amount, key, hash, unlock, delay,
+	rows, err := query(ctx, conn, trySQL, l.epoch, sender, recipient, currency, amount, key, hash, unlock, delay,
 		reference, bucket, tail, skip, given)
 	if err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ func (l *ledger) try(ctx context.Context, conn *pgx.Conn, items []branch.TryItem
 	var available pgtype.Int8
 	var unlockAt, createdAt time.Time
 	out := make([]branch.TryResult, n)
-	_, err = pgx.ForEachRow(rows, []any{&idx, &code, &id, &refusal, &available, &unlockAt, &createdAt}, func() error {
+	err = eachRow(rows, []any{&idx, &code, &id, &refusal, &available, &unlockAt, &createdAt}, func() error {
 		t, r := &items[idx-1], &out[idx-1]
 		r.Code, r.Refusal, r.Available = branch.Code(code), branch.Code(refusal.String), available.Int64
 		switch r.Code {
@@ -148,7 +148,7 @@ func (l *ledger) cash(ctx context.Context, conn *pgx.Conn, items []branch.CashIt
 		user[i], currency[i], key[i], hash[i], amount[i] = c.User, c.Currency, c.Key, c.RequestHash[:], c.Amount
 		ref[i] = holdfast.NewHoldID(now, c.User.Bucket(), mathrand.Uint64())
 	}
-	rows, err := conn.Query(ctx, cashSQL, l.epoch, user, currency, amount, key, hash, ref)
+	rows, err := query(ctx, conn, cashSQL, l.epoch, user, currency, amount, key, hash, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +161,7 @@ func (l *ledger) cash(ctx context.Context, conn *pgx.Conn, items []branch.CashIt
 	var status pgtype.Int2
 	var opened *time.Time
 	out := make([]branch.CashResult, n)
-	_, err = pgx.ForEachRow(rows, []any{&idx, &code, &id, &refusal, &at, &available, &held, &status, &opened}, func() error {
+	err = eachRow(rows, []any{&idx, &code, &id, &refusal, &at, &available, &held, &status, &opened}, func() error {
 		c := &items[idx-1]
 		out[idx-1] = branch.CashResult{Code: branch.Code(code), Ref: id, At: at.UTC(), Refusal: branch.Code(refusal.String),
 			Account: holdfast.Account{User: c.User, Currency: c.Currency, Status: holdfast.AccountStatus(status.Int16),

@@ -39,7 +39,12 @@ func fateOf(err error) fate {
 		}
 		return fateUnknown
 	}
+	var early *incomplete
 	switch {
+	case pg.Code == "57P01" && errors.As(err, &early):
+		// The server ended the connection before the statement was complete;
+		// the commit comes after that.
+		return fateNothingDone
 	case pg.Code == "40001" || pg.Code == "40P01" || pg.Code == "55P03":
 		return fateRetry
 	case pg.Code == "57P01" || pg.Code == "57P02" || pg.Code == "57P03" || pg.Code == "57P05" ||
@@ -51,6 +56,31 @@ func fateOf(err error) fate {
 		return fateNothingDone
 	}
 	return fateBroken
+}
+
+// incomplete is an error that came before the server said that the statement was
+// complete. PostgreSQL says so before it commits, and in order, so that nothing
+// can have been committed.
+type incomplete struct{ error }
+
+func (e *incomplete) Unwrap() error { return e.error }
+
+// query sends a statement. An error here came before it was executed.
+func query(ctx context.Context, conn *pgx.Conn, sql string, args ...any) (pgx.Rows, error) {
+	rows, err := conn.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, &incomplete{err}
+	}
+	return rows, nil
+}
+
+// eachRow is pgx.ForEachRow that tells incomplete statements apart.
+func eachRow(rows pgx.Rows, into []any, row func() error) error {
+	_, err := pgx.ForEachRow(rows, into, row)
+	if err != nil && rows.CommandTag().String() == "" {
+		return &incomplete{err}
+	}
+	return err
 }
 
 // runBatch runs one batch as one statement. It repeats what lost a conflict,

@@ -101,7 +101,7 @@ func (r *retries) note(id holdfast.HoldID, answer branch.DriveResult, now time.T
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch answer.Code {
-	case branch.CodeClaimed, branch.CodeEnded, branch.CodeRefused, branch.CodeToRefund:
+	case branch.CodeClaimed, branch.CodeRedrive, branch.CodeToCredit, branch.CodeToWatch, branch.CodeEnded, branch.CodeRefused, branch.CodeToRefund:
 		delete(r.ids, id)
 		return
 	}

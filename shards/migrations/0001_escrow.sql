@@ -63,13 +63,15 @@ CREATE TABLE holds (
     payment_id      text,
     refusal_code    text,
     CHECK (CASE status
-        WHEN 1 THEN verdict IS NULL AND claimed_at IS NULL AND refunded_at IS NULL
+        WHEN 1 THEN verdict IS NULL AND claimed_at IS NULL
         WHEN 2 THEN claimed_at IS NOT NULL AND next_attempt_at IS NOT NULL
-                    AND verdict IS DISTINCT FROM 2 AND refunded_at IS NULL
-        WHEN 3 THEN verdict IS NOT DISTINCT FROM 1 AND executed_at IS NOT NULL AND refunded_at IS NULL
+                    AND verdict IS DISTINCT FROM 2
+        WHEN 3 THEN verdict IS NOT DISTINCT FROM 1
         WHEN 4 THEN verdict IS NOT DISTINCT FROM 2 AND decided_at IS NOT NULL
-        ELSE verdict IS NULL AND claimed_at IS NULL AND cancelled_at IS NOT NULL
-    END)
+        ELSE verdict IS NULL AND claimed_at IS NULL
+    END),
+    CHECK ((status = 3) = (executed_at IS NOT NULL) AND (status = 5) = (cancelled_at IS NOT NULL)
+        AND (refunded_at IS NULL OR status = 4))
 ) PARTITION BY RANGE (id);
 
 -- One row per branch step that was done. branch: 1 sender, 2 recipient; op: 1
