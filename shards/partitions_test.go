@@ -216,7 +216,7 @@ func TestPurgeKeys(t *testing.T) {
 	now := read[time.Time](t, conn, `SELECT clock_timestamp()`)
 	const insertHold = `
 INSERT INTO holds (id, sender, recipient, amount, unlock_at, created_at, status, cancelled_at, currency)
-VALUES ($1, $2, $3, 1, now(), now(), $4, now(), 'RBX')`
+VALUES ($1, $2, $3, 1, now(), now(), $4::smallint, CASE WHEN $4::smallint = 5 THEN now() END, 'RBX')`
 	const insertKey = `
 INSERT INTO idempotency (sender, expires_at, hold_id, key, request_hash, refusal)
 VALUES ($1, now() + $2::interval, $3, $4, decode(repeat('00', 32), 'hex'), CASE WHEN $3::uuid IS NULL THEN 'insufficient_funds' END)`
