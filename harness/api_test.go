@@ -15,6 +15,7 @@ import (
 
 	"github.com/holdfast-escrow/holdfast"
 	"github.com/holdfast-escrow/holdfast/coordinator"
+	"github.com/holdfast-escrow/holdfast/coordinator/payment"
 	"github.com/holdfast-escrow/holdfast/internal/auth"
 	"github.com/holdfast-escrow/holdfast/internal/branch"
 	"github.com/holdfast-escrow/holdfast/internal/paysim"
@@ -445,7 +446,8 @@ func TestOutcomeUnknown(t *testing.T) {
 // DELETE in every state of the hold.
 func TestDelete(t *testing.T) {
 	t.Parallel()
-	a := newAPI(t, Options{})
+	// The payment that hangs must still hang when the last table is compared.
+	a := newAPI(t, Options{Payment: func(p *payment.Config) { p.Timeout = 20 * time.Second }})
 	del := func(id string) ask { return ask{"DELETE", "/v1/holds/" + id, a.sender, "", nil} }
 	pending := a.created(a.with("amount", 10))
 	for range 2 {
