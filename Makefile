@@ -28,10 +28,15 @@ demo: build ## see holds created, cancelled, paid and refunded, then the proof
 	@.ci/install servers
 	@exec bin/holdfast demo
 
-bench: build ## about three minutes of load on a fresh stack (BENCH_FLAGS adds flags)
+bench: build ## load on the stack that make run has up here, else about three minutes on a fresh one
 	@.ci/install servers
-	@.ci/step "creates as fast as they go" bin/holdfast bench --embedded --scenario create --rate 0 --duration 45s $(BENCH_FLAGS)
-	@.ci/step "lifecycles as fast as they go" bin/holdfast bench --embedded --scenario lifecycle --rate 0 --duration 60s $(BENCH_FLAGS)
+	@pid=$$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' .holdfast/run.json 2>/dev/null); \
+	if [ -n "$$pid" ] && kill -0 "$$pid" 2>/dev/null; then \
+		.ci/step "lifecycles on the running stack" bin/holdfast bench --scenario lifecycle --rate 0 --duration 60s $(BENCH_FLAGS); \
+	else \
+		.ci/step "creates as fast as they go" bin/holdfast bench --embedded --scenario create --rate 0 --duration 45s $(BENCH_FLAGS) && \
+		.ci/step "lifecycles as fast as they go" bin/holdfast bench --embedded --scenario lifecycle --rate 0 --duration 60s $(BENCH_FLAGS); \
+	fi
 
 test: ## everything that CI runs: lint, all tests on real servers, race
 	@.ci/step "servers" .ci/install servers

@@ -16,6 +16,9 @@ const (
 	// deferAwayMS is when to ask again for an id whose recipient's shard, or the
 	// payment API, is away.
 	deferAwayMS = 1000
+	// checkTimeout is how long the recipients' shards have to say whether they
+	// may be paid.
+	checkTimeout = time.Second
 )
 
 // Drive decides about due holds of one shard: each is checked, given a permit of
@@ -30,6 +33,10 @@ func (c *Coordinator) Drive(ctx context.Context, shard int, ids []holdfast.HoldI
 	defer c.running.Done()
 	b := c.look(ctx, shard, ids, out)
 	c.checkRecipients(ctx, b)
+	if ctx.Err() != nil {
+		b.keep(func(int) bool { return false },
+			func(int) branch.DriveResult { return branch.DriveResult{Code: branch.DriveDeferred, InMS: deferBusyMS} })
+	}
 	c.takePermits(b)
 	c.claim(ctx, b)
 	return out
@@ -111,6 +118,9 @@ func (c *Coordinator) checkRecipients(ctx context.Context, b *driveBatch) {
 	var all sync.WaitGroup
 	for s, list := range byShard {
 		all.Go(func() {
+			// A shard that hangs delays nobody else's holds.
+			ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+			defer cancel()
 			items := make([]branch.CheckItem, len(list))
 			for j, i := range list {
 				items[j] = branch.CheckItem{User: b.holds[i].Recipient, Currency: b.holds[i].Currency}
@@ -142,7 +152,7 @@ func (c *Coordinator) takePermits(b *driveBatch) {
 			busy[i] = true
 			return false
 		}
-		if b.items[i].Refusal != "" || b.holds[i].Verdict != holdfast.NoVerdict {
+		if b.items[i].Refusal != "" && b.holds[i].Status == holdfast.Pending || b.holds[i].Verdict != holdfast.NoVerdict {
 			return true // nothing will be sent
 		}
 		permit, err := c.cfg.Payment.Allow()
@@ -164,8 +174,12 @@ func (c *Coordinator) takePermits(b *driveBatch) {
 // own, which owns it from here to its end or its next attempt.
 func (c *Coordinator) claim(ctx context.Context, b *driveBatch) {
 	// The lease is counted from here, by a clock that a paused process cannot
-	// stop, and so never ends later for us than for the shard.
+	// stop, and so never ends later for us than for the shard. Whoever asked
+	// may leave: a claim that is committed must find its driver.
 	b.started = time.Now()
+	work := context.WithoutCancel(ctx)
+	ctx, cancel := context.WithTimeout(work, c.cfg.RequestTimeout)
+	defer cancel()
 	for i, r := range c.shards.Claim(ctx, b.shard, b.items) {
 		b.out[b.at[i]] = branch.DriveResult{Code: r.Code, InMS: r.InMS}
 		d := &drive{c: c, shard: b.shard, hold: r.Hold, claim: r, permit: b.permits[i], started: b.started}
@@ -197,7 +211,7 @@ func (c *Coordinator) claim(ctx context.Context, b *driveBatch) {
 			defer c.running.Done()
 			defer func() { <-c.driving }()
 			defer d.permit.Cancel() // a no-op where the call was made
-			next(context.WithoutCancel(ctx))
+			next(work)
 		}()
 	}
 }

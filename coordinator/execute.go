@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/holdfast-escrow/holdfast"
@@ -63,8 +64,12 @@ func (d *drive) again(ctx context.Context) {
 		d.settle(ctx, answer.PaymentID)
 		return
 	case payment.Refused:
-		d.refuse(ctx, answer.Code)
-		return
+		if answer.Echoed {
+			d.refuse(ctx, answer.Code)
+			return
+		}
+		// A refusal that does not say of what may be about our right to look.
+		// The same key is sent once more, which says it or pays nothing new.
 	case payment.Unknown:
 		d.later(ctx, "look-up: "+describe(answer), false)
 		return
@@ -116,7 +121,8 @@ func (d *drive) refusedAgain(ctx context.Context, refusal payment.Answer) {
 	switch {
 	case seen.Outcome == payment.Succeeded:
 		d.settle(ctx, seen.PaymentID)
-	case seen.Outcome == payment.Refused, seen.Outcome == payment.NeverSeen && quiet:
+	case seen.Outcome == payment.Refused && seen.Echoed,
+		(seen.Outcome == payment.Refused || seen.Outcome == payment.NeverSeen) && quiet:
 		d.refuse(ctx, refusal.Code)
 	default:
 		d.later(ctx, "refused with "+refusal.Code+", but an earlier attempt may still be open", false)
@@ -141,6 +147,12 @@ func (d *drive) watch(ctx context.Context) {
 // After the lease another driver may be at it.
 func (d *drive) maySend() bool {
 	return time.Since(d.started) < d.c.cfg.LeaseMargin
+}
+
+// mine reports whether the lease still runs. A driver that was paused beyond it
+// decides nothing more: another one has the hold, and may have a payment open.
+func (d *drive) mine() bool {
+	return time.Since(d.started) < d.c.cfg.Payment.Timeout()+d.c.cfg.LeaseMargin
 }
 
 // settle commits the verdict paid. From its commit on the recipient must be
@@ -203,6 +215,10 @@ func (d *drive) credit(ctx context.Context) {
 
 // refuse commits the verdict refused; the refund worker gives the money back.
 func (d *drive) refuse(ctx context.Context, code string) {
+	if !d.mine() {
+		d.c.log.Warn("refusal came after the lease: the next driver decides", "hold_id", d.hold.ID, "shard", d.shard, "code", code)
+		return
+	}
 	var r branch.HoldResult
 	ok := d.step(ctx, func() branch.Code {
 		r = d.c.shards.Refuse(ctx, d.shard, []branch.RefuseItem{{ID: d.hold.ID, Reason: code, Detail: "refused by the payment API"}})[0]
@@ -245,6 +261,10 @@ func (d *drive) step(ctx context.Context, do func() branch.Code) bool {
 // later ends this drive without a verdict. Should this not be written either,
 // the lease runs out and the next driver finds the hold above the watermark.
 func (d *drive) later(ctx context.Context, why string, unsure bool) {
+	if !d.mine() {
+		d.c.log.Warn("lease is over: the next driver goes on", "hold_id", d.hold.ID, "shard", d.shard, "error", clip(why))
+		return
+	}
 	delay := d.c.backoff(d.claim.Attempts)
 	active := time.Since(d.started) + delay
 	item := branch.DeferItem{ID: d.hold.ID, DelayMS: delay.Milliseconds(), ActiveMS: active.Milliseconds(),
@@ -254,7 +274,10 @@ func (d *drive) later(ctx context.Context, why string, unsure bool) {
 	}
 	d.c.log.Warn("hold will be driven again", "hold_id", d.hold.ID, "shard", d.shard, "attempt", d.claim.Attempts+1,
 		"in_ms", item.DelayMS, "error", item.Error, "dead_letter", item.Dead)
-	d.c.shards.Defer(ctx, d.shard, []branch.DeferItem{item})
+	r := d.c.shards.Defer(ctx, d.shard, []branch.DeferItem{item})[0]
+	if r.Code != branch.CodeOK && r.Code != branch.CodeAlready {
+		d.c.log.Warn("the end of an attempt was not recorded, its lease must run out", "hold_id", d.hold.ID, "shard", d.shard, "code", r.Code)
+	}
 }
 
 // quarantine takes one hold out of the way and goes on with the others.
@@ -291,7 +314,7 @@ func describe(a payment.Answer) string {
 
 func clip(s string) string {
 	if len(s) > errorBytes {
-		return s[:errorBytes]
+		s = s[:errorBytes]
 	}
-	return s
+	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", ""), "")
 }

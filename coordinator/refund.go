@@ -57,7 +57,12 @@ func (c *Coordinator) refundSome(ctx context.Context, first holdfast.HoldID) {
 	}
 	var all sync.WaitGroup
 	for shard, items := range byShard {
-		all.Go(func() { c.refund(ctx, shard, items) })
+		all.Go(func() {
+			// What is not answered in time is still in the shard's own list.
+			ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
+			defer cancel()
+			c.refund(ctx, shard, items)
+		})
 	}
 	all.Wait()
 }

@@ -34,9 +34,9 @@ func (l *ledger) claimBatch(items []branch.ClaimItem) []branch.ClaimResult {
 				fresh = append(fresh, items[i].ID)
 			}
 		}
-		claimed, err := l.fast(ctx, conn, claimFreshSQL, fresh, lease)
-		if err != nil {
-			return nil, err
+		claimed, broken := l.fast(ctx, conn, claimFreshSQL, fresh, lease)
+		if broken != nil && len(claimed) == 0 {
+			return nil, broken
 		}
 		var rest []branch.ClaimItem
 		var at []int
@@ -50,7 +50,11 @@ func (l *ledger) claimBatch(items []branch.ClaimItem) []branch.ClaimResult {
 		if len(rest) == 0 {
 			return out, nil
 		}
-		slow, err := l.claim(ctx, conn, rest, lease)
+		var slow []branch.ClaimResult
+		err := broken
+		if err == nil {
+			slow, err = l.claim(ctx, conn, rest, lease)
+		}
 		if err != nil && len(claimed) > 0 {
 			// What was claimed is claimed; of the rest nothing is known.
 			l.log.Warn("the rest of a batch of claims has no answer", "items", len(rest), "error", err)
@@ -89,7 +93,7 @@ func (l *ledger) fast(ctx context.Context, conn *pgx.Conn, sql string, ids []hol
 			})
 		}
 		if err != nil && !isUndefinedTable(err) { // a day without holds
-			return nil, err
+			return done, err
 		}
 		from = to
 	}

@@ -117,6 +117,12 @@ func (s *Scheduler) measure(ctx context.Context, st *shardState, m moment) (hold
 // transaction that had an id at the candidate moment has ended, nothing can
 // appear below that moment any more.
 func (s *Scheduler) advance(ctx context.Context, st *shardState, m moment) error {
+	if st.clocks.Load() != clocksAgree {
+		// A shard whose clock is ahead must not carry the watermark beyond
+		// holds that are still to be made.
+		st.candidate = moment{}
+		return nil
+	}
 	was := st.candidate
 	if was.xmax == 0 {
 		st.candidate = m
@@ -126,7 +132,7 @@ func (s *Scheduler) advance(ctx context.Context, st *shardState, m moment) error
 		return nil
 	}
 	st.candidate = m
-	safe := idAt(was.nowMS - watermarkMargin.Milliseconds())
+	safe := idAt(min(was.nowMS, s.cfg.Now().UnixMilli()) - watermarkMargin.Milliseconds())
 	if !before(m.watermark, safe) {
 		return nil
 	}

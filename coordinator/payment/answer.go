@@ -72,7 +72,7 @@ func (c *Client) judgeRefusal(h holdfast.Hold, status int, doc document) Answer 
 	if err := doc.echoes(h, false); err != nil {
 		return unknown("payment API answered %d with code %s: %w", status, short(*doc.Code), err)
 	}
-	return Answer{Outcome: Refused, Code: *doc.Code}
+	return Answer{Outcome: Refused, Code: *doc.Code, Echoed: doc.HoldID != nil}
 }
 
 // isPage reports a 404 that comes from a web server or a proxy rather than from

@@ -53,6 +53,7 @@ type Answer struct {
 	Outcome   Outcome
 	PaymentID string // the payment API's name of the payment; only with Succeeded
 	Code      string // why not; only with Refused, always one of Config.Refusals
+	Echoed    bool   // a Refused that named our hold
 	Err       error  // why nothing is known; only with Unknown, at most a few hundred bytes
 
 	// SureNotSent is true when not one byte of the request left this process

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/holdfast-escrow/holdfast"
 	"github.com/holdfast-escrow/holdfast/internal/lane"
 )
 
@@ -77,11 +78,22 @@ func coalesce[I, O any](ctx context.Context, c *Coalesce, shard int, op string, 
 		return err
 	}
 	*out = make([]O, len(res))
+	var failed error
+	done := 0
 	for i := range res {
-		if res[i].err != nil {
-			return res[i].err
+		if res[i].err == nil {
+			(*out)[i] = res[i].out
+			done++
+			continue
 		}
-		(*out)[i] = res[i].out
+		if failed == nil || CodeOf(res[i].err) == CodeOutcomeUnknown {
+			failed = res[i].err
+		}
 	}
-	return nil
+	if failed != nil && done > 0 {
+		// The call was cut in two and one part went through: for the whole of
+		// it nobody can say that nothing was done.
+		return fmt.Errorf("%w: part of the call was answered: %v", holdfast.ErrOutcomeUnknown, failed)
+	}
+	return failed
 }

@@ -37,12 +37,14 @@ BEGIN
     END IF;
 END $$;
 
--- Adds dead letters; a second one with the same code changes nothing.
+-- Adds dead letters; a second one with the same code changes nothing, but an
+-- outcome that is unknown still, or again, is open again.
 CREATE FUNCTION holdfast_dead_letters(p_now timestamptz, p_ids uuid[], p_code text[], p_detail text[], p_unrefunded boolean) RETURNS void
 LANGUAGE sql AS $$
     INSERT INTO dead_letters (hold_id, created_at, unrefunded, code, detail)
     SELECT i, p_now, p_unrefunded, c, coalesce(d, '') FROM unnest(p_ids, p_code, p_detail) t(i, c, d) ORDER BY i
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (hold_id, code) DO UPDATE SET closed_at = NULL, closed_by = NULL
+    WHERE dead_letters.code = 'outcome_unknown' AND dead_letters.closed_at IS NOT NULL
 $$;
 
 -- Verdict refused: FAILED and its dead letter. The caller holds the row locks
@@ -180,6 +182,9 @@ BEGIN
             RETURN NEXT;
         END LOOP;
     END LOOP;
+    IF cardinality(v_all) < cardinality(p_ids) THEN
+        RETURN QUERY SELECT s.id, s.code, s.hold FROM holdfast_not_settled(v_now, p_day, p_ids, p_payment, p_local, v_all) s;
+    END IF;
     IF v_all <> '{}' THEN
         PERFORM holdfast_barrier(v_now, v_all, 1::smallint, 2::smallint, v_bucket);
         IF v_near <> '{}' THEN
@@ -193,9 +198,6 @@ BEGIN
         IF v_near <> '{}' THEN
             PERFORM holdfast_post(v_to, v_to_c, v_to_m, v_near, 3::smallint, 1::smallint, 3::smallint);
         END IF;
-    END IF;
-    IF cardinality(v_all) < cardinality(p_ids) THEN
-        RETURN QUERY SELECT s.id, s.code, s.hold FROM holdfast_not_settled(v_now, p_day, p_ids, p_payment, p_local, v_all) s;
     END IF;
 END $$;
 
