@@ -46,7 +46,8 @@ func (l *letters) Collect(out chan<- prometheus.Metric) {
 		})
 	}
 	all.Wait()
-	sums := map[string]int64{}
+	// The codes that page somebody are there from the start, as zeros.
+	sums := map[string]int64{branch.DeadOutcomeUnknown: 0, branch.DeadLateSuccess: 0, branch.DeadImpossible: 0}
 	for _, f := range found {
 		for code, n := range f {
 			sums[code] += n
