@@ -17,6 +17,8 @@ import (
 type benchReport struct {
 	Acknowledged int64            `json:"acknowledged"`
 	Executed     int64            `json:"executed"`
+	Open         int64            `json:"open"` // as last seen; means nothing once all is settled
+	Settled      bool             `json:"settled"`
 	CreatedPerS  float64          `json:"created_per_s"`
 	ExecutedPerS float64          `json:"executed_per_s"`
 	LagP50       float64          `json:"lag_p50_ms"`
@@ -28,7 +30,10 @@ type benchReport struct {
 
 func (r benchReport) figures(job string) figures {
 	f := figures{PerS: r.ExecutedPerS, LagP50: r.LagP50, LagP99: r.LagP99, LagMax: r.LagMax,
-		Acked: r.Acknowledged, Done: r.Executed, Open: r.Acknowledged - r.Executed}
+		Acked: r.Acknowledged, Done: r.Executed, Open: r.Open}
+	if r.Settled {
+		f.Open = 0
+	}
 	for _, n := range r.Errors {
 		f.Failed += n
 	}

@@ -23,8 +23,9 @@ type load struct {
 
 // maxOverdue is how many transfers may be past their due time before the
 // clients wait. Without this brake the creates of a queue that takes jobs
-// faster than it does them would take the machine from its own worker.
-const maxOverdue = 1000
+// faster than it does them would take the machine from its own worker. It is
+// wide, because River looks at what is scheduled only every five seconds.
+const maxOverdue = 10_000
 
 // brake counts the due times that were promised, in steps, to know how many
 // have come.

@@ -93,9 +93,10 @@ func parse(args []string) (*options, error) {
 	f := flag.NewFlagSet("peers", flag.ContinueOnError)
 	peers := f.String("peers", strings.Join(allPeers, ","), "which peers")
 	jobs := f.String("jobs", strings.Join(allJobs, ","), "which jobs")
+	delay := f.String("delay", "1s..4s", "from a create to its due time")
 	rates := f.String("rates", "300,1000", "creates per second of the lag job")
 	f.IntVar(&o.pairs, "pairs", 3, "how often each pair (peer, Holdfast) is measured")
-	f.DurationVar(&o.duration, "duration", 15*time.Second, "measured window of one run, at least 8s for the rate of lifecycles")
+	f.DurationVar(&o.duration, "duration", 15*time.Second, "measured window of one run, at least twice the longest delay")
 	f.DurationVar(&o.warmup, "warmup", 3*time.Second, "load before it that is not counted")
 	f.DurationVar(&o.settle, "settle", 30*time.Second, "how long after the load the last due times are waited for; the crash job waits four times as long")
 	f.IntVar(&o.clients, "clients", 64, "clients at once, for each system")
@@ -115,7 +116,13 @@ func parse(args []string) (*options, error) {
 		}
 		o.rates = append(o.rates, rate)
 	}
-	o.minWait, o.maxWait = time.Second, 4*time.Second
+	low, high, _ := strings.Cut(*delay, "..")
+	var err1, err2 error
+	o.minWait, err1 = time.ParseDuration(low)
+	o.maxWait, err2 = time.ParseDuration(high)
+	if err1 != nil || err2 != nil {
+		return nil, fmt.Errorf("-delay is %q, write it like 1s..4s", *delay)
+	}
 	o.crashRate, o.crashSeconds = 200, 12*time.Second
 	return o, o.check()
 }
@@ -134,8 +141,10 @@ func (o *options) check() error {
 	switch {
 	case o.pairs < 1:
 		return errors.New("-pairs must be at least 1")
-	case o.duration < 8*time.Second:
-		return errors.New("-duration must be at least 8s: a window shorter than twice the longest delay has no steady part")
+	case o.minWait < time.Second || o.maxWait < o.minWait:
+		return errors.New("-delay must be at least 1s and its end not before its start")
+	case o.duration < 2*o.maxWait:
+		return errors.New("-duration must be at least twice the longest delay: a shorter window has no steady part")
 	case o.clients < 1 || o.clients > 256:
 		return errors.New("-clients must be between 1 and 256")
 	case o.senders < 1 || o.recipients < 1:

@@ -82,7 +82,7 @@ func TestShow(t *testing.T) {
 func TestOptions(t *testing.T) {
 	t.Parallel()
 	for _, bad := range [][]string{{"-peers", "temporal"}, {"-jobs", "stop"}, {"-pairs", "0"}, {"-duration", "1s"},
-		{"-rates", "fast"}, {"-clients", "0"}, {"-redis-fsync", "sometimes"}, {"-o", "html"}} {
+		{"-rates", "fast"}, {"-delay", "soon"}, {"-delay", "4s..1s"}, {"-clients", "0"}, {"-redis-fsync", "sometimes"}, {"-o", "html"}} {
 		if _, err := parse(bad); err == nil {
 			t.Errorf("%v was accepted", bad)
 		}
@@ -96,13 +96,13 @@ func TestOptions(t *testing.T) {
 func TestBenchReportIsRead(t *testing.T) {
 	t.Parallel()
 	var r benchReport
-	const doc = `{"acknowledged": 9, "executed": 7, "open": 5, "created_per_s": 3, "executed_per_s": 2, "lag_p99_ms": 4,
+	const doc = `{"acknowledged": 9, "executed": 7, "open": 5, "created_per_s": 3, "executed_per_s": 2, "settled": true, "lag_p99_ms": 4,
 		"errors": {"timeout": 1, "status_503": 2}, "ledger_ok": false}`
 	if err := json.Unmarshal([]byte(doc), &r); err != nil {
 		t.Fatal(err)
 	}
 	f := r.figures("lifecycle")
-	if f.PerS != 2 || f.LagP99 != 4 || f.Acked != 9 || f.Done != 7 || f.Open != 2 || f.Failed != 3 || f.Note == "" {
+	if f.PerS != 2 || f.LagP99 != 4 || f.Acked != 9 || f.Done != 7 || f.Open != 0 || f.Failed != 3 || f.Note == "" {
 		t.Errorf("read as %+v", f)
 	}
 	if f = r.figures("start"); f.PerS != 3 || f.Note == "" {
