@@ -21,22 +21,22 @@ import (
 
 // options are what a run can be told.
 type options struct {
-	peers, jobs  []string
-	pairs        int
-	duration     time.Duration
-	warmup       time.Duration
-	settle       time.Duration
-	clients      int
-	rates        []float64
-	senders      int
-	recipients   int
-	redisFsync   string
-	output       string
-	binary       string
-	minWait      time.Duration // delay between a create and its due time
-	maxWait      time.Duration
-	crashRate    float64
-	crashSeconds time.Duration
+	peers, jobs []string
+	pairs       int
+	duration    time.Duration
+	warmup      time.Duration
+	settle      time.Duration
+	clients     int
+	rates       []float64
+	senders     int
+	recipients  int
+	redisFsync  string
+	output      string
+	binary      string
+	minWait     time.Duration // delay between a create and its due time
+	maxWait     time.Duration
+	crashRate   float64
+	crashFor    time.Duration
 }
 
 var (
@@ -123,7 +123,7 @@ func parse(args []string) (*options, error) {
 	if err1 != nil || err2 != nil {
 		return nil, fmt.Errorf("-delay is %q, write it like 1s..4s", *delay)
 	}
-	o.crashRate, o.crashSeconds = 200, 12*time.Second
+	o.crashRate, o.crashFor = 200, 12*time.Second
 	return o, o.check()
 }
 

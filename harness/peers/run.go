@@ -40,7 +40,7 @@ func (o *options) load(peer, job string, rate float64) load {
 	l := load{clients: o.clients, rate: rate, warmup: o.warmup, duration: o.duration, senders: o.senders, recipients: o.recipients}
 	l.minWait, l.maxWait = o.waits(peer, job)
 	if job == "crash" {
-		l.rate, l.warmup, l.duration = o.crashRate, 0, o.crashSeconds
+		l.rate, l.warmup, l.duration = o.crashRate, 0, o.crashFor
 	}
 	return l
 }
