@@ -15,8 +15,11 @@ import (
 
 // A line of the journal, ended by a newline:
 //
-//	paid    <key hash> <body hash> <hold> <recipient> <amount>
-//	refused <key hash> <body hash> <hold> <recipient> <amount>
+//	paid    <key hash> <body hash> <hold> <recipient> <amount> <at>
+//	refused <key hash> <body hash> <hold> <recipient> <amount> <at>
+//
+// at is when the simulator decided, in Unix milliseconds by its own clock. Lines
+// of earlier versions end before it.
 const (
 	wordPaid    = "paid"
 	wordRefused = "refused"
@@ -119,12 +122,13 @@ func appendLine(b []byte, key keyHash, r result) []byte {
 	b = append(hex.AppendEncode(b, r.body[:]), ' ')
 	b = append(append(b, r.hold.String()...), ' ')
 	b = append(append(b, r.recipient.String()...), ' ')
-	return append(strconv.AppendInt(b, r.amount, 10), '\n')
+	b = append(strconv.AppendInt(b, r.amount, 10), ' ')
+	return append(strconv.AppendInt(b, r.atMS, 10), '\n')
 }
 
 func parseLine(line []byte) (key keyHash, r result, err error) {
 	f := bytes.Split(line, []byte(" "))
-	if len(f) != 6 || len(f[1]) != 2*len(key) || len(f[2]) != 2*len(r.body) {
+	if len(f) < 6 || len(f) > 7 || len(f[1]) != 2*len(key) || len(f[2]) != 2*len(r.body) {
 		return key, r, fmt.Errorf("not a line of a payment journal: %q", line)
 	}
 	switch string(f[0]) {
@@ -140,7 +144,11 @@ func parseLine(line []byte) (key keyHash, r result, err error) {
 	err4 := r.recipient.UnmarshalText(f[4])
 	var err5 error
 	r.amount, err5 = strconv.ParseInt(string(f[5]), 10, 64)
-	return key, r, errors.Join(err1, err2, err3, err4, err5)
+	var err6 error
+	if len(f) == 7 {
+		r.atMS, err6 = strconv.ParseInt(string(f[6]), 10, 64)
+	}
+	return key, r, errors.Join(err1, err2, err3, err4, err5, err6)
 }
 
 // append adds a line to the next group.

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/holdfast-escrow/holdfast"
 )
@@ -47,6 +48,7 @@ type result struct {
 	hold      holdfast.HoldID
 	recipient holdfast.UserID
 	amount    int64
+	atMS      int64 // 0: decided before the journal kept the time
 	body      bodyHash
 	refused   bool
 }
@@ -265,7 +267,8 @@ func (s *Sim) settle(key keyHash, p payment) (result, error) {
 		}
 		return r, written.wait()
 	}
-	r = result{hold: p.Hold, recipient: p.Recipient, amount: p.Amount, body: p.hash(), refused: s.banned[p.Recipient]}
+	r = result{hold: p.Hold, recipient: p.Recipient, amount: p.Amount, atMS: time.Now().UnixMilli(), body: p.hash(),
+		refused: s.banned[p.Recipient]}
 	written := s.journal.append(key, r)
 	s.remember(key, r)
 	s.mu.Unlock()
