@@ -67,6 +67,7 @@ var cages = []cage{
 	{pkg: "github.com/spf13/pflag", places: []string{"cmd"}},
 	{pkg: "github.com/HdrHistogram/hdrhistogram-go", places: []string{"cmd", "harness", "internal/bench"}},
 	{pkg: "github.com/prometheus/", places: []string{"coordinator", "participants", "scheduler", "shards", "internal", "cmd", "harness"}},
+	{pkg: "github.com/anishathalye/porcupine", places: []string{"harness/checker"}},
 	{pkg: "golang.org/x/sync", places: []string{"coordinator", "participants", "scheduler", "shards", "internal", "cmd", "harness"}},
 	{pkg: "pgregory.net/rapid"}, // tests only
 }
