@@ -167,7 +167,7 @@ func (b *run) outcome(ctx context.Context) error {
 		return rows.Err()
 	})
 	b.report.executions(executed, lag, lags, first, last)
-	if b.finish != nil {
+	if b.finish != nil && executed > 0 {
 		b.finish(first, last)
 	}
 	if steady := b.steadyTo.Sub(b.steadyFrom).Seconds(); steady > 0 {
