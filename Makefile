@@ -16,10 +16,10 @@ TEST_FLAGS ?=
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench test check build fmt lint unit full race
+.PHONY: help run demo bench bench-peers test check build fmt lint unit full race
 
 help: ## list what there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: build ## start everything on private servers in the foreground (FRESH=1: empty)
 	@exec bin/holdfast up --install $(if $(filter-out 0,$(FRESH)),--fresh)
@@ -31,6 +31,10 @@ demo: build ## see holds created, cancelled, paid and refunded, then the proof
 bench: build ## about three minutes of load on a fresh stack: medians of three rounds against the goals
 	@.ci/install servers
 	@.ci/step "benchmark" bin/holdfast bench --embedded --suite quick --runs 3 $(BENCH_FLAGS)
+
+bench-peers: ## Holdfast against dtm, River and asynq, side by side (about 30 minutes)
+	@.ci/install servers
+	@cd harness/peers && LOG_LEVEL=error go run . --duration 15s --pairs 3 $(BENCH_FLAGS)
 
 test: ## everything that CI runs: lint, all tests on real servers, race
 	@.ci/step "servers" .ci/install servers
