@@ -28,15 +28,9 @@ demo: build ## see holds created, cancelled, paid and refunded, then the proof
 	@.ci/install servers
 	@exec bin/holdfast demo
 
-bench: build ## load on the stack that make run has up here, else about three minutes on a fresh one
+bench: build ## about three minutes of load on a fresh stack: medians of three rounds against the goals
 	@.ci/install servers
-	@pid=$$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' .holdfast/run.json 2>/dev/null); \
-	if [ -n "$$pid" ] && kill -0 "$$pid" 2>/dev/null; then \
-		.ci/step "lifecycles on the running stack" bin/holdfast bench --scenario lifecycle --rate 0 --duration 60s $(BENCH_FLAGS); \
-	else \
-		.ci/step "creates as fast as they go" bin/holdfast bench --embedded --scenario create --rate 0 --duration 45s $(BENCH_FLAGS) && \
-		.ci/step "lifecycles as fast as they go" bin/holdfast bench --embedded --scenario lifecycle --rate 0 --duration 60s $(BENCH_FLAGS); \
-	fi
+	@.ci/step "benchmark" bin/holdfast bench --embedded --suite quick --runs 3 $(BENCH_FLAGS)
 
 bench-peers: ## Holdfast against dtm, River and asynq, side by side (about 30 minutes)
 	@.ci/install servers
