@@ -34,7 +34,7 @@ var paymentBugs = []Bug{
 	{
 		Name:    "no_lookup_before_repeat",
 		About:   "A payment of unknown outcome is sent again at once, with its key, and never looked up: right until the other side forgets keys.",
-		Catches: "a key forgotten after its lifetime: I7 (two effects)",
+		Catches: "a key forgotten after its lifetime: I7 (two effects); a second POST of a key without a GET before it, as the payment API counts them",
 		Edits: []Edit{{"coordinator/execute.go", `	answer := d.c.cfg.Payment.Lookup(ctx, d.hold)
 	d.permit.Done(answer)
 `, `	answer := d.c.cfg.Payment.Pay(ctx, d.hold)
@@ -71,7 +71,7 @@ func (c *Client) request(op operation, h holdfast.Hold, attempt any, way *sendin
 	{
 		Name:    "trusts_any_200",
 		About:   "A 200 is a success; what its body says about hold, amount and recipient is not compared.",
-		Catches: "wrong amount echoed, 200 but not done: I7 (EXECUTED without an effect)",
+		Catches: "another hold or amount echoed with a 200 that did nothing: I7 (EXECUTED without an effect)",
 		Edits: []Edit{{"coordinator/payment/answer.go", `		return c.judgeDone(op, h, status, doc)
 `, `		if op == opPay && doc.PaymentID != nil {
 			return Answer{Outcome: Succeeded, PaymentID: *doc.PaymentID}

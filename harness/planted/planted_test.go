@@ -70,10 +70,30 @@ func TestEveryBugCompilesAndRuns(t *testing.T) {
 			if err := Build(t.Context(), root, b, out); err != nil {
 				t.Fatal(err)
 			}
+			embedded(t, b, out)
 			dsns := testkit.EmptyDatabases(t, 2)
 			u := start(t, out, map[string]string{"HOLDFAST_SHARDS": strings.Join(dsns, ","), "HOLDFAST_REDIS_URL": testkit.Redis(t)})
 			u.pays()
 		})
+	}
+}
+
+// embedded checks that a changed migration is the one in the binary: nothing in
+// the documentation of the go command says that an overlay reaches those.
+func embedded(t *testing.T, b Bug, exe string) {
+	t.Helper()
+	binary, err := os.ReadFile(exe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := b.Files(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range files {
+		if strings.HasSuffix(name, ".sql") && !bytes.Contains(binary, []byte(text)) {
+			t.Errorf("the binary has not the changed %s", name)
+		}
 	}
 }
 
