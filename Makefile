@@ -30,7 +30,7 @@ demo: build ## see holds created, cancelled, paid and refunded, then the proof
 
 bench: build ## about three minutes of load on a fresh stack: medians of three rounds against the goals
 	@.ci/install servers
-	@.ci/step "benchmark" bin/holdfast bench --embedded --suite quick --runs 3 $(BENCH_FLAGS)
+	@.ci/step "benchmark" bin/holdfast bench --embedded --shards-count 2 --suite quick --runs 3 $(BENCH_FLAGS)
 
 bench-peers: ## Holdfast against dtm, River and asynq, side by side (about 30 minutes)
 	@.ci/install servers
