@@ -21,6 +21,7 @@ type Outcome struct {
 	At        time.Time // zero: decided before the journal kept the time
 	Refused   bool      // else it was paid, or Lied
 	Lied      bool      // success was claimed and nothing was done
+	PutOff    bool      // paid at At, which may be ahead
 	PaymentID string    // of a payment
 }
 
@@ -41,7 +42,7 @@ func ReadJournal(from io.Reader, each func(Outcome)) (int64, error) {
 		if err != nil {
 			return whole, fmt.Errorf("read the payment journal after %d bytes: %w", whole, err)
 		}
-		o := Outcome{Hold: res.hold, Recipient: res.recipient, Amount: res.amount, Refused: res.refused, Lied: res.word == wordLied}
+		o := Outcome{Hold: res.hold, Recipient: res.recipient, Amount: res.amount, Refused: res.refused, Lied: res.word == wordLied, PutOff: res.due != 0}
 		if at := max(res.at, res.due); at != 0 {
 			o.At = time.UnixMilli(at).UTC()
 		}
