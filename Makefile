@@ -16,7 +16,7 @@ TEST_FLAGS ?=
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench bench-peers test check build fmt lint unit full race
+.PHONY: help run demo bench bench-peers test check build fmt lint unit full tagged race
 
 help: ## list what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +38,7 @@ bench-peers: ## Holdfast against dtm, River and asynq, side by side (about 30 mi
 
 test: ## everything that CI runs: lint, all tests on real servers, race
 	@.ci/step "servers" .ci/install servers
-	@$(MAKE) --no-print-directory lint full race
+	@$(MAKE) --no-print-directory lint full tagged race
 
 check: lint unit ## lint and the tests that need no servers
 
@@ -60,6 +60,12 @@ unit:
 
 full:
 	@.ci/step "all tests, real servers" go test -count=1 -timeout 12m $(TEST_FLAGS) ./...
+
+# What exists only behind build tags: crash points, and the planted bugs, of
+# which it is checked here that each still fits the source.
+tagged:
+	@.ci/step "crash points" go test -count=1 -timeout 5m -tags failpoints -run 'Struck|Clock|Plan|Strikes|Exit|FailPoint' ./internal/failpoint ./participants ./cmd/holdfast
+	@.ci/step "planted bugs fit the source" go test -count=1 -tags planted -run 'EveryEditApplies|RottenEdit' ./harness/planted
 
 race:
 	@if command -v "$${CC:-gcc}" >/dev/null; then \
