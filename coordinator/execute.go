@@ -11,6 +11,7 @@ import (
 	"github.com/holdfast-escrow/holdfast"
 	"github.com/holdfast-escrow/holdfast/coordinator/payment"
 	"github.com/holdfast-escrow/holdfast/internal/branch"
+	"github.com/holdfast-escrow/holdfast/internal/failpoint"
 )
 
 const (
@@ -37,6 +38,9 @@ type drive struct {
 // first pays a hold that was PENDING a moment ago: nothing was ever sent, so a
 // refusal is final.
 func (d *drive) first(ctx context.Context) {
+	if failpoint.Hit(pointClaimAnswered) != nil {
+		return
+	}
 	if !d.maySend() {
 		d.later(ctx, "the lease was over before the payment could be sent", false)
 		return
@@ -175,6 +179,7 @@ func (d *drive) settle(ctx context.Context, paymentID string) {
 		if r.Code == branch.CodeOK {
 			d.ended(r.Hold)
 		}
+	case failpoint.Hit(pointPaidAnswered) != nil:
 	default:
 		d.hold = r.Hold
 		d.credit(ctx)

@@ -36,7 +36,7 @@ const trySQL = `SELECT idx, code, hold_id, refusal, available, unlock_at, create
 
 // tryBatch reserves the coins of holds of this shard: branch 01, op try.
 func (l *ledger) tryBatch(items []branch.TryItem) []branch.TryResult {
-	out := runBatch(l, branch.OpTry, items, l.try, func(c branch.Code, _ error) branch.TryResult { return branch.TryResult{Code: c} })
+	out := runBatch(l, branch.OpTry, items, uncommitted(pointTryUncommitted, l.try), func(c branch.Code, _ error) branch.TryResult { return branch.TryResult{Code: c} })
 	l.fillReplays(out)
 	for i := range out {
 		l.count(branch.OpTry, out[i].Code)

@@ -91,6 +91,9 @@ func runBatch[I, O any](l *ledger, op string, items []I, do func(context.Context
 	for try := 1; ; try++ {
 		out, err := once(l, func(ctx context.Context, conn *pgx.Conn) ([]O, error) { return do(ctx, conn, items) })
 		if err == nil {
+			err = committed(op, out)
+		}
+		if err == nil {
 			return out
 		}
 		switch f := fateOf(err); {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/holdfast-escrow/holdfast"
+	"github.com/holdfast-escrow/holdfast/internal/failpoint"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
@@ -168,7 +169,10 @@ func (z *zset) claim(ctx context.Context, shard, most int, lease time.Duration) 
 			c.ids = append(c.ids, holdfast.HoldID([]byte(s)))
 		}
 	}
-	return c, nil
+	if len(c.ids) > 0 {
+		err = failpoint.Hit(pointZsetClaimed)
+	}
+	return c, err
 }
 
 // forget drops triggers that are in flight.
@@ -206,6 +210,9 @@ func (z *zset) add(ctx context.Context, shard int, ids []holdfast.HoldID) error 
 	if z.rdb == nil {
 		return errNoRedis
 	}
+	if err := failpoint.Hit(pointBeforeAdd); err != nil {
+		return err
+	}
 	pipe := z.rdb.Pipeline()
 	for len(ids) > 0 {
 		n := min(addChunk, len(ids))
@@ -219,7 +226,7 @@ func (z *zset) add(ctx context.Context, shard int, ids []holdfast.HoldID) error 
 	if _, err := pipe.Exec(ctx); err != nil {
 		return fmt.Errorf("add triggers: %w", err)
 	}
-	return nil
+	return failpoint.Hit(pointAfterAdd)
 }
 
 // memory is what Redis remembers of one shard.
@@ -319,5 +326,5 @@ func (z *zset) swept(ctx context.Context, shard int, token, before, epoch string
 	if err != nil {
 		return false, fmt.Errorf("record the sweep: %w", err)
 	}
-	return n == 1, nil
+	return n == 1, failpoint.Hit(pointSweepMoved)
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-escrow/holdfast"
+	"github.com/holdfast-escrow/holdfast/internal/failpoint"
 )
 
 //go:embed migrations/*.sql
@@ -200,6 +201,9 @@ func migrateShard(ctx context.Context, conn *pgx.Conn, shard int, list []migrati
 			if err := apply(ctx, conn, f); err != nil {
 				return fmt.Errorf("apply migration %s to shard %d: %w", f.name, shard, err)
 			}
+			if err := failpoint.Hit(pointMigrationCommitted); err != nil {
+				return fmt.Errorf("migrate shard %d: %w", shard, err)
+			}
 			log.Info("migration applied", "migration", f.name)
 		}
 	}
@@ -238,8 +242,10 @@ func apply(ctx context.Context, conn *pgx.Conn, f migration) error {
 				return err
 			}
 		}
-		_, err := tx.Exec(ctx, insertMigrationSQL, f.version, f.name, f.checksum)
-		return err
+		if _, err := tx.Exec(ctx, insertMigrationSQL, f.version, f.name, f.checksum); err != nil {
+			return err
+		}
+		return failpoint.Hit(pointMigrationUncommitted)
 	})
 }
 

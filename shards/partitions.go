@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/holdfast-escrow/holdfast/internal/failpoint"
 )
 
 const (
@@ -192,6 +194,8 @@ func createSome(ctx context.Context, conn *pgx.Conn) (n int, err error) {
 	})
 	if err != nil {
 		n = 0
+	} else if n > 0 {
+		err = failpoint.Hit(pointPartitionCreated)
 	}
 	return n, err
 }

@@ -60,7 +60,10 @@ func realMain(ctx context.Context, args, environ []string, stdin io.Reader, stdo
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	err := a.armFailpoints()
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
 	if err == nil {
 		return exitOK
 	}
@@ -122,6 +125,8 @@ type app struct {
 
 	output string // -o
 	conn   connection
+
+	failpoints string // the plan of crash points that the environment gave
 }
 
 func (a *app) root() *cobra.Command {

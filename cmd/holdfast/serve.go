@@ -92,6 +92,7 @@ func enough(cfg *settings.Config, r roles) error {
 // serve runs the roles until ctx ends. Logs go to stderr as JSON.
 func (a *app) serve(ctx context.Context, cfg *settings.Config, r roles) error {
 	log := slog.New(slog.NewJSONHandler(a.stderr, &slog.HandlerOptions{Level: logLevel(cfg)}))
+	a.warnUnarmed(log)
 	internal := cfg.BranchSecret != "" && (r.coordinator || r.participant)
 	l, err := listen(cfg, r, internal)
 	if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -34,6 +35,7 @@ type fleet struct {
 type server struct {
 	t    *testing.T
 	role string
+	exe  string // "" is this test, playing main
 	set  map[string]string
 	cmd  *exec.Cmd
 	log  logBuffer
@@ -78,7 +80,13 @@ func newFleet(t *testing.T, redisURL string) *fleet {
 // serve starts one process with more settings and waits until it listens.
 func (f *fleet) serve(role string, more map[string]string) *server {
 	f.t.Helper()
-	s := &server{t: f.t, role: role, set: maps.Clone(f.settings)}
+	return f.serveWith("", role, more)
+}
+
+// serveWith does so with another executable.
+func (f *fleet) serveWith(exe, role string, more map[string]string) *server {
+	f.t.Helper()
+	s := &server{t: f.t, role: role, exe: exe, set: maps.Clone(f.settings)}
 	s.set["HOLDFAST_DATA"] = f.t.TempDir()
 	maps.Copy(s.set, more)
 	s.start()
@@ -88,7 +96,7 @@ func (f *fleet) serve(role string, more map[string]string) *server {
 
 func (s *server) start() {
 	s.t.Helper()
-	s.cmd = exec.Command(os.Args[0], "serve", "--role", s.role)
+	s.cmd = exec.Command(cmp.Or(s.exe, os.Args[0]), "serve", "--role", s.role)
 	s.cmd.Env = []string{playMain + "=1", "PATH=" + os.Getenv("PATH")}
 	for k, v := range s.set {
 		s.cmd.Env = append(s.cmd.Env, k+"="+v)

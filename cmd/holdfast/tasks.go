@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -28,6 +29,7 @@ which shard.`,
 		if err != nil {
 			return err
 		}
+		a.warnUnarmed(slog.New(slog.NewTextHandler(a.stderr, nil)))
 		if err := shards.Migrate(cmd.Context(), dsns, nil, nil); err != nil {
 			return err
 		}

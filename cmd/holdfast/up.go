@@ -196,6 +196,7 @@ func (u *up) openLog() error {
 		slog.NewJSONHandler(f, &slog.HandlerOptions{Level: logLevel(u.cfg)}),
 		slog.NewTextHandler(u.stderr, &slog.HandlerOptions{Level: slog.LevelError}),
 	))
+	u.warnUnarmed(u.log)
 	return nil
 }
 

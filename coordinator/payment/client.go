@@ -135,7 +135,7 @@ func (c *Client) try(caller context.Context, op operation, h holdfast.Hold) Answ
 	if err != nil {
 		return Answer{Err: c.explain(caller, fmt.Errorf("payment API answered %d: %w", res.StatusCode, err))}
 	}
-	return c.judge(op, h, res.StatusCode, res.Header.Get("Content-Type"), body)
+	return answered(op, c.judge(op, h, res.StatusCode, res.Header.Get("Content-Type"), body))
 }
 
 var (

@@ -32,7 +32,8 @@ func (c *watchedConn) Write(b []byte) (int, error) {
 	}
 	c.written += int64(len(b))
 	c.mu.Unlock()
-	return c.Conn.Write(b)
+	n, err := c.Conn.Write(b)
+	return sentOn(c, b, n, err)
 }
 
 func (c *watchedConn) mark() int64 {
