@@ -3,8 +3,11 @@ package paysim
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/holdfast-escrow/holdfast"
@@ -23,6 +26,9 @@ const (
 	codeInternal    = "internal_error"
 	codeNoAuth      = "unauthenticated"
 	codeUnavailable = "unavailable"
+	codeForbidden   = "forbidden"
+	codeRateLimited = "rate_limited"
+	codeInFlight    = "idempotency_in_flight"
 )
 
 func (s *Sim) routes() *http.ServeMux {
@@ -31,7 +37,9 @@ func (s *Sim) routes() *http.ServeMux {
 	m.HandleFunc("GET /v1/payments/{key}", s.lookup)
 	m.HandleFunc("PUT /sim/faults", s.putFaults)
 	m.HandleFunc("GET /sim/faults", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, s.Faults()) })
+	m.HandleFunc("GET /sim/stats", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, s.Stats()) })
 	m.HandleFunc("GET /sim/effects", s.getEffects)
+	m.HandleFunc(elsewhere+"/", s.follow)
 	m.HandleFunc("POST /sim/reset", s.reset)
 	m.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
@@ -51,11 +59,13 @@ func (s *Sim) pay(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, codeInvalid, "the body cannot be read: "+err.Error())
 		return
 	}
-	x := s.draw()
-	if s.breakEarly(w, r, x) {
+	c, code, err := readPayment(r, body)
+	x := s.draw(c)
+	if modes[x.mode].phase == before {
+		s.answerInstead(w, r, x.mode, c)
 		return
 	}
-	key, p, code, err := readPayment(r, body)
+	s.wait(x)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, code, err.Error())
 		return
@@ -64,91 +74,92 @@ func (s *Sim) pay(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusInternalServerError, codeInternal, "a simulated error before the payment")
 		return
 	}
-	res, err := s.settle(key, p)
+	res, pending, err := s.settle(c, x.mode)
 	switch {
 	case errors.Is(err, errOtherBody):
 		refuse(w, http.StatusUnprocessableEntity, codeKeyReused, err.Error())
+	case errors.Is(err, errInFlight):
+		refuse(w, http.StatusConflict, codeInFlight, err.Error())
 	case err != nil:
-		s.log.Error("payment not written", "hold_id", p.Hold, "err", err)
-		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "the journal cannot be written")
-	case x.mode == ModeLostResponse:
+		s.refuseUnwritten(w, c, err)
+	case pending && x.mode == ModeLate:
 		panic(http.ErrAbortHandler)
-	case x.mode == ModeGarbage:
-		garbage(w)
+	case pending:
+		status, answer := c.answer(statusPending)
+		writeRaw(w, status, answer)
 	case x.fail:
 		refuse(w, http.StatusInternalServerError, codeInternal, "a simulated error after the payment")
 	default:
-		status, answer := res.answer(key)
-		writeRaw(w, status, answer)
+		s.answerBadly(w, r, x.mode, c.key, res)
 	}
 }
 
+func (s *Sim) refuseUnwritten(w http.ResponseWriter, c call, err error) {
+	s.log.Error("payment not written", "hold_id", c.Hold, "err", err)
+	refuse(w, http.StatusServiceUnavailable, codeUnavailable, "the journal cannot be written")
+}
+
 func (s *Sim) lookup(w http.ResponseWriter, r *http.Request) {
-	x := s.draw()
-	if s.breakEarly(w, r, x) {
+	c := call{name: r.PathValue("key"), lookup: true}
+	c.key = hashKey(c.name)
+	x := s.draw(c)
+	if modes[x.mode].phase == before {
+		s.answerInstead(w, r, x.mode, c)
 		return
 	}
-	if x.mode == ModeGarbage {
-		garbage(w)
-		return
-	}
+	s.wait(x)
 	if x.fail {
 		refuse(w, http.StatusInternalServerError, codeInternal, "a simulated error")
 		return
 	}
-	key := hashKey(r.PathValue("key"))
-	res, known, err := s.find(key)
+	res, known, pending, err := s.find(c.key)
 	switch {
 	case err != nil:
 		s.log.Error("payment journal broken", "err", err)
 		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "the journal cannot be written")
-	case !known:
-		refuse(w, http.StatusNotFound, codeNotFound, "no payment was asked for under this key")
-	default:
-		status, answer := res.answer(key)
+	case pending:
+		status, answer := res.say(c.key, statusPending)
 		writeRaw(w, status, answer)
+	case known || x.mode == ModeGarbage || x.mode == ModeErrorAfter:
+		s.answerBadly(w, r, x.mode, c.key, res)
+	default:
+		refuse(w, http.StatusNotFound, codeNotFound, "no payment was asked for under this key")
 	}
 }
 
-// breakEarly plays the faults that come before any effect and reports whether
-// the call ended there.
-func (s *Sim) breakEarly(w http.ResponseWriter, r *http.Request, x fate) bool {
-	switch x.mode {
-	case ModeDown:
-		panic(http.ErrAbortHandler)
-	case ModeHang:
-		select {
-		case <-r.Context().Done():
-		case <-s.closed:
-		}
-		panic(http.ErrAbortHandler)
-	case ModeUnauthorized:
-		w.Header().Set("WWW-Authenticate", `Bearer realm="payments"`)
-		refuse(w, http.StatusUnauthorized, codeNoAuth, "the key is not known")
-		return true
+// wait plays the latency. A client that leaves does not stop a payment that is
+// under way.
+func (s *Sim) wait(x fate) {
+	if x.wait <= 0 {
+		return
 	}
-	if x.latencyMS > 0 {
-		// A client that leaves does not stop a payment that is under way.
-		wait := time.NewTimer(time.Duration(x.latencyMS) * time.Millisecond)
-		defer wait.Stop()
-		select {
-		case <-wait.C:
-		case <-s.closed:
-			panic(http.ErrAbortHandler)
-		}
+	wait := time.NewTimer(x.wait)
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-s.closed:
+		panic(http.ErrAbortHandler)
 	}
-	return false
 }
 
-func readPayment(r *http.Request, body []byte) (key keyHash, p payment, code string, err error) {
-	k := r.Header.Get("Idempotency-Key")
-	if k == "" || len(k) > maxKey {
-		return key, p, codeKeyMissing, errors.New("header Idempotency-Key must have 1 to 255 bytes")
+// follow is where a redirect leads: a client of a payment API must not go there.
+func (s *Sim) follow(w http.ResponseWriter, _ *http.Request) {
+	s.mu.Lock()
+	s.struck[struckFollowed]++
+	s.mu.Unlock()
+	refuse(w, http.StatusInternalServerError, codeInternal, "a redirect was followed, nothing was done")
+}
+
+func readPayment(r *http.Request, body []byte) (c call, code string, err error) {
+	c.name = r.Header.Get("Idempotency-Key")
+	if c.name == "" || len(c.name) > maxKey {
+		return c, codeKeyMissing, errors.New("header Idempotency-Key must have 1 to 255 bytes")
 	}
-	if err := json.Unmarshal(body, &p); err != nil {
-		return key, p, codeInvalid, err
+	c.key = hashKey(c.name)
+	if err := json.Unmarshal(body, &c.payment); err != nil {
+		return c, codeInvalid, err
 	}
-	return hashKey(k), p, codeInvalid, p.check()
+	return c, codeInvalid, c.check()
 }
 
 func (s *Sim) putFaults(w http.ResponseWriter, r *http.Request) {
@@ -166,12 +177,16 @@ func (s *Sim) putFaults(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.log.Info("payment faults changed", "mode", f.Mode, "error_ratio", f.ErrorRatio,
-		"latency_ms", f.LatencyMS, "banned", len(f.Banned), "seed", f.Seed)
+		"latency_ms", f.LatencyMS, "rules", len(f.Rules), "banned", len(f.Banned), "seed", f.Seed)
 	writeJSON(w, http.StatusOK, s.Faults())
 }
 
 func (s *Sim) getEffects(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
+	if q.Has("after") {
+		s.listEffects(w, q)
+		return
+	}
 	if !q.Has("hold_id") {
 		writeJSON(w, http.StatusOK, s.Totals())
 		return
@@ -184,6 +199,28 @@ func (s *Sim) getEffects(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, s.Effects(id))
 }
 
+func (s *Sim) listEffects(w http.ResponseWriter, q url.Values) {
+	after, err := strconv.ParseInt(q.Get("after"), 10, 64)
+	limit := defaultPage
+	if err == nil && q.Has("limit") {
+		limit, err = strconv.Atoi(q.Get("limit"))
+	}
+	if err != nil || limit < 1 || limit > maxPage {
+		refuse(w, http.StatusBadRequest, codeInvalid, fmt.Sprintf("after and limit are integers, limit 1 to %d", maxPage))
+		return
+	}
+	page, err := s.EffectsAfter(after, limit)
+	switch {
+	case errors.Is(err, errNoSuchPlace):
+		refuse(w, http.StatusBadRequest, codeInvalid, err.Error())
+	case err != nil:
+		s.log.Error("payment journal not read", "err", err)
+		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "the journal cannot be read")
+	default:
+		writeJSON(w, http.StatusOK, page)
+	}
+}
+
 func (s *Sim) reset(w http.ResponseWriter, _ *http.Request) {
 	if err := s.Reset(); err != nil {
 		s.log.Error("payment simulator not reset", "err", err)
@@ -192,30 +229,4 @@ func (s *Sim) reset(w http.ResponseWriter, _ *http.Request) {
 	}
 	s.log.Info("payment simulator reset")
 	writeJSON(w, http.StatusOK, s.Totals())
-}
-
-func garbage(w http.ResponseWriter) {
-	w.Header().Set("Content-Type", "application/json")
-	io.WriteString(w, `{"payment_id":"pay_`+"\x01\xff"+`","status":"succ`)
-}
-
-func refuse(w http.ResponseWriter, status int, code, detail string) {
-	writeJSON(w, status, map[string]string{"code": code, "detail": detail})
-}
-
-func writeJSON(w http.ResponseWriter, status int, v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		http.Error(w, "", http.StatusInternalServerError)
-		return
-	}
-	writeRaw(w, status, b)
-}
-
-// writeRaw ignores the error of the write: the client has left, and what was
-// done is in the journal.
-func writeRaw(w http.ResponseWriter, status int, body []byte) {
-	w.Header()["Content-Type"] = []string{"application/json"}
-	w.WriteHeader(status)
-	w.Write(body)
 }

@@ -7,21 +7,43 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
+
+	"github.com/holdfast-escrow/holdfast"
 )
 
 // A line of the journal, ended by a newline:
 //
-//	paid    <key hash> <body hash> <hold> <recipient> <amount>
-//	refused <key hash> <body hash> <hold> <recipient> <amount>
+//	paid    <key hash> <body hash> <hold> <recipient> <amount> <time> <key>
+//	refused … the same
+//	lied    … the same: success was claimed and nothing was done
+//	hidden  … the same, and the time at which it will be paid; look-ups do not see it
+//	pending … the same, and look-ups say that it is pending
+//
+// Times are ms of Unix time. The key is = and the key query-escaped, or - for
+// the hold's own key. Lines of old journals end after the amount.
 const (
 	wordPaid    = "paid"
 	wordRefused = "refused"
+	wordLied    = "lied"
+	wordHidden  = "hidden"
+	wordPending = "pending"
 	maxLine     = 4096
 )
+
+// record is one line of the journal.
+type record struct {
+	word string
+	key  keyHash
+	name string // the key as it was sent
+	result
+	due int64 // of hidden and pending
+}
 
 // journal appends lines in groups: whoever comes while a group is being written
 // joins the next one, and nobody's lock is held during the write.
@@ -60,7 +82,7 @@ func (g *group) wait() error {
 
 // openJournal reads the file from its beginning, drops a last line that was torn
 // by a crash, and locks the file against a second simulator.
-func openJournal(path string, fsync bool, each func(keyHash, result)) (*journal, error) {
+func openJournal(path string, fsync bool, each func(record)) (*journal, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("open the payment journal: %w", err)
@@ -86,7 +108,7 @@ func openJournal(path string, fsync bool, each func(keyHash, result)) (*journal,
 // replay hands every line to each and returns the length of the file up to the
 // last line that is whole. A bad line before the last one is not a torn write
 // and stops the start: what was paid would no longer be known.
-func replay(f io.Reader, each func(keyHash, result)) (whole int64, err error) {
+func replay(f io.Reader, each func(record)) (whole int64, err error) {
 	r := bufio.NewReaderSize(f, 1<<20)
 	for n := 1; ; n++ {
 		line, err := r.ReadSlice('\n')
@@ -96,7 +118,7 @@ func replay(f io.Reader, each func(keyHash, result)) (whole int64, err error) {
 		if err != nil {
 			return 0, fmt.Errorf("line %d: %w", n, err)
 		}
-		key, res, bad := parseLine(line[:len(line)-1])
+		rec, bad := parseLine(line[:len(line)-1])
 		if bad != nil {
 			length := int64(len(line))
 			if _, err := r.Peek(1); errors.Is(err, io.EOF) && length < maxLine {
@@ -104,53 +126,76 @@ func replay(f io.Reader, each func(keyHash, result)) (whole int64, err error) {
 			}
 			return 0, fmt.Errorf("line %d: %w", n, bad)
 		}
-		each(key, res)
+		each(rec)
 		whole += int64(len(line))
 	}
 }
 
-func appendLine(b []byte, key keyHash, r result) []byte {
-	word := wordPaid
-	if r.refused {
-		word = wordRefused
-	}
-	b = append(append(b, word...), ' ')
-	b = append(hex.AppendEncode(b, key[:]), ' ')
+func appendLine(b []byte, r record) []byte {
+	b = append(append(b, r.word...), ' ')
+	b = append(hex.AppendEncode(b, r.key[:]), ' ')
 	b = append(hex.AppendEncode(b, r.body[:]), ' ')
 	b = append(append(b, r.hold.String()...), ' ')
 	b = append(append(b, r.recipient.String()...), ' ')
-	return append(strconv.AppendInt(b, r.amount, 10), '\n')
+	b = append(strconv.AppendInt(b, r.amount, 10), ' ')
+	b = append(strconv.AppendInt(b, r.at, 10), ' ')
+	if r.name == ownKey(r.hold) {
+		b = append(b, '-')
+	} else {
+		b = append(append(b, '='), url.QueryEscape(r.name)...)
+	}
+	if r.word == wordHidden || r.word == wordPending {
+		b = strconv.AppendInt(append(b, ' '), r.due, 10)
+	}
+	return append(b, '\n')
 }
 
-func parseLine(line []byte) (key keyHash, r result, err error) {
+// ownKey is the key that Holdfast pays a hold with.
+func ownKey(id holdfast.HoldID) string { return id.String() + ":EXECUTED" }
+
+func parseLine(line []byte) (r record, err error) {
 	f := bytes.Split(line, []byte(" "))
-	if len(f) != 6 || len(f[1]) != 2*len(key) || len(f[2]) != 2*len(r.body) {
-		return key, r, fmt.Errorf("not a line of a payment journal: %q", line)
-	}
-	switch string(f[0]) {
-	case wordPaid:
+	r.word = string(f[0])
+	want := 8
+	switch r.word {
+	case wordPaid, wordLied:
 	case wordRefused:
 		r.refused = true
+	case wordHidden, wordPending:
+		want = 9
 	default:
-		return key, r, fmt.Errorf("unknown word %q", f[0])
+		return r, fmt.Errorf("unknown word %q", f[0])
 	}
-	_, err1 := hex.Decode(key[:], f[1])
+	if old := len(f) == 6 && want == 8; len(f) != want && !old || len(f[1]) != 2*len(r.key) || len(f[2]) != 2*len(r.body) {
+		return r, fmt.Errorf("not a line of a payment journal: %q", line)
+	}
+	_, err1 := hex.Decode(r.key[:], f[1])
 	_, err2 := hex.Decode(r.body[:], f[2])
 	err3 := r.hold.UnmarshalText(f[3])
 	err4 := r.recipient.UnmarshalText(f[4])
-	var err5 error
+	var err5, err6, err7, err8 error
 	r.amount, err5 = strconv.ParseInt(string(f[5]), 10, 64)
-	return key, r, errors.Join(err1, err2, err3, err4, err5)
+	r.name = ownKey(r.hold)
+	if len(f) > 6 {
+		r.at, err6 = strconv.ParseInt(string(f[6]), 10, 64)
+		if name, escaped := strings.CutPrefix(string(f[7]), "="); escaped {
+			r.name, err7 = url.QueryUnescape(name)
+		}
+	}
+	if len(f) > 8 {
+		r.due, err8 = strconv.ParseInt(string(f[8]), 10, 64)
+	}
+	return r, errors.Join(err1, err2, err3, err4, err5, err6, err7, err8)
 }
 
 // append adds a line to the next group.
-func (j *journal) append(key keyHash, r result) *group {
+func (j *journal) append(r record) *group {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken != nil {
 		return failedGroup(j.broken)
 	}
-	j.next.lines = appendLine(j.next.lines, key, r)
+	j.next.lines = appendLine(j.next.lines, r)
 	select {
 	case j.wake <- struct{}{}:
 	default:

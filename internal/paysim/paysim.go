@@ -6,9 +6,9 @@
 package paysim
 
 import (
+	"container/heap"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/holdfast-escrow/holdfast"
 )
@@ -47,6 +48,7 @@ type result struct {
 	hold      holdfast.HoldID
 	recipient holdfast.UserID
 	amount    int64
+	at        int64 // ms of Unix time
 	body      bodyHash
 	refused   bool
 }
@@ -60,25 +62,39 @@ type Sim struct {
 	closed  chan struct{}
 	once    sync.Once
 
-	mu      sync.Mutex
-	faults  Faults
-	banned  map[holdfast.UserID]bool
-	random  *rand.Rand
+	mu     sync.Mutex
+	faults Faults
+	banned map[holdfast.UserID]bool
+	rules  []*rule
+	random *rand.Rand
+	calls  CallCount
+	struck map[string]int
+	// asked is whose payment was asked for under a key, kept only while a rule
+	// is about recipients: a look-up names nobody.
+	asked        map[keyHash]holdfast.UserID
+	perRecipient bool
+
 	results map[keyHash]result
+	// underWay are the payments that will be made later, and order when.
+	underWay map[keyHash]record
+	order    dueHeap
 	// effects counts payments by hold and not by key, so that a second payment
 	// of one hold under another key shows: first one, then the others.
 	effects map[holdfast.HoldID]uint64
 	doubles map[holdfast.HoldID][]uint64
+	lies    map[holdfast.HoldID]int
 	totals  Totals
 }
 
 // Totals are figures over everything that was paid.
 type Totals struct {
-	Payments int   `json:"payments"` // effects
-	Holds    int   `json:"holds"`    // holds with at least one effect
-	Doubles  int   `json:"doubles"`  // effects beyond the first of their hold
-	Refused  int   `json:"refused"`  // keys refused for good
-	Amount   int64 `json:"amount"`   // minor units over all effects
+	Payments int   `json:"payments"`  // effects
+	Holds    int   `json:"holds"`     // holds with at least one effect
+	Doubles  int   `json:"doubles"`   // effects beyond the first of their hold
+	Refused  int   `json:"refused"`   // keys refused for good
+	Amount   int64 `json:"amount"`    // minor units over all effects
+	Lies     int   `json:"lies"`      // times that success was claimed and nothing done
+	UnderWay int   `json:"under_way"` // payments that will be made later
 }
 
 // HoldEffects is how often one hold was really paid.
@@ -86,6 +102,7 @@ type HoldEffects struct {
 	Hold       holdfast.HoldID `json:"hold_id"`
 	Effects    int             `json:"effects"`
 	PaymentIDs []string        `json:"payment_ids"`
+	Lies       int             `json:"lies"` // times that success was claimed and nothing done
 }
 
 // New opens the journal and remembers everything that was paid before.
@@ -135,28 +152,51 @@ func (s *Sim) removeTemp() error {
 // is not shared yet.
 func (s *Sim) forget() {
 	s.results = make(map[keyHash]result)
+	s.underWay, s.order = make(map[keyHash]record), nil
 	s.effects = make(map[holdfast.HoldID]uint64)
 	s.doubles = make(map[holdfast.HoldID][]uint64)
+	s.lies = make(map[holdfast.HoldID]int)
 	s.totals = Totals{}
-	s.behave(Faults{Mode: ModeOK})
+	s.calls, s.struck = CallCount{}, make(map[string]int)
+	s.behave(Faults{Mode: ModeOK, SettleAfterMS: settleAfterMS})
+}
+
+// write appends a record to the journal and to the memory. s.mu is held.
+func (s *Sim) write(r record) *group {
+	written := s.journal.append(r)
+	s.remember(r)
+	return written
 }
 
 // remember adds one line of the journal to the memory. s.mu is held or s is not
 // shared yet.
-func (s *Sim) remember(key keyHash, r result) {
-	s.results[key] = r
+func (s *Sim) remember(r record) {
+	switch r.word {
+	case wordLied:
+		s.lies[r.hold]++
+		s.totals.Lies++
+		return
+	case wordHidden, wordPending:
+		s.underWay[r.key] = r
+		s.totals.UnderWay = len(s.underWay)
+		heap.Push(&s.order, r)
+		return
+	}
+	s.results[r.key] = r.result
 	if r.refused {
 		s.totals.Refused++
 		return
 	}
+	delete(s.underWay, r.key)
+	s.totals.UnderWay = len(s.underWay)
 	s.totals.Payments++
 	s.totals.Amount += r.amount
 	if _, again := s.effects[r.hold]; again {
-		s.doubles[r.hold] = append(s.doubles[r.hold], key.number())
+		s.doubles[r.hold] = append(s.doubles[r.hold], r.key.number())
 		s.totals.Doubles++
 		return
 	}
-	s.effects[r.hold] = key.number()
+	s.effects[r.hold] = r.key.number()
 	s.totals.Holds++
 }
 
@@ -164,6 +204,7 @@ func (s *Sim) remember(key keyHash, r result) {
 func (s *Sim) Totals() Totals {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.ripen(time.Now())
 	return s.totals
 }
 
@@ -171,7 +212,8 @@ func (s *Sim) Totals() Totals {
 func (s *Sim) Effects(id holdfast.HoldID) HoldEffects {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := HoldEffects{Hold: id, PaymentIDs: []string{}}
+	s.ripen(time.Now())
+	e := HoldEffects{Hold: id, PaymentIDs: []string{}, Lies: s.lies[id]}
 	first, paid := s.effects[id]
 	if !paid {
 		return e
@@ -248,58 +290,4 @@ func paymentID(n uint64) string {
 		b[i] = byte(n >> (56 - 8*i))
 	}
 	return "pay_" + hex.EncodeToString(b[:])
-}
-
-var errOtherBody = errors.New("the key was used for another payment")
-
-// settle pays or refuses once per key, and returns only when that is in the
-// journal. A key that is known gets its result again, when its line is written.
-func (s *Sim) settle(key keyHash, p payment) (result, error) {
-	s.mu.Lock()
-	r, known := s.results[key]
-	if known {
-		written := s.journal.pending()
-		s.mu.Unlock()
-		if r.body != p.hash() {
-			return result{}, errOtherBody
-		}
-		return r, written.wait()
-	}
-	r = result{hold: p.Hold, recipient: p.Recipient, amount: p.Amount, body: p.hash(), refused: s.banned[p.Recipient]}
-	written := s.journal.append(key, r)
-	s.remember(key, r)
-	s.mu.Unlock()
-	return r, written.wait()
-}
-
-// find is what became of a key.
-func (s *Sim) find(key keyHash) (r result, known bool, err error) {
-	s.mu.Lock()
-	r, known = s.results[key]
-	written := s.journal.pending()
-	s.mu.Unlock()
-	return r, known, written.wait()
-}
-
-// answer is the status and body that a result is told with, always the same.
-func (r result) answer(key keyHash) (int, []byte) {
-	a := struct {
-		PaymentID string          `json:"payment_id,omitempty"`
-		Status    string          `json:"status"`
-		Code      string          `json:"code,omitempty"`
-		Hold      holdfast.HoldID `json:"hold_id"`
-		Amount    int64           `json:"amount"`
-		Recipient holdfast.UserID `json:"recipient_id"`
-	}{Hold: r.hold, Amount: r.amount, Recipient: r.recipient}
-	status := http.StatusOK
-	if r.refused {
-		status, a.Status, a.Code = http.StatusForbidden, "refused", codeBanned
-	} else {
-		a.Status, a.PaymentID = "succeeded", paymentID(key.number())
-	}
-	b, err := json.Marshal(a)
-	if err != nil {
-		panic(fmt.Sprintf("paysim: marshal %+v: %v", a, err)) // strings and integers always marshal
-	}
-	return status, b
 }
