@@ -42,6 +42,9 @@ type Fault struct {
 	// is a demand of the fault that was not met, or the fault that could not
 	// be injected; it fails the run.
 	Strike func(context.Context, *Run) error
+	// Before does what must be done before everything can come to its end, and
+	// after the load is over: what a person decides, for example.
+	Before func(context.Context, *Run) error
 	// After checks what is special to the fault once everything is at rest.
 	After func(context.Context, *Run) error
 }

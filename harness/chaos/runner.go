@@ -49,6 +49,8 @@ type stage interface {
 	// Rest ends the load, waits until nothing is overdue and everything has
 	// ended, and checks. It fills in the result.
 	Rest(context.Context, *Run) error
+	// Spent reports that the next run wants a fresh cluster.
+	Spent() bool
 	// Abandon ends the load of a run that cannot go on.
 	Abandon(*Run)
 	// Close takes the cluster down; keep leaves its folder and says where.
@@ -71,7 +73,9 @@ type Run struct {
 	struck atomic.Int64
 	mu     sync.Mutex
 	result *Result
-	load   *load // of the real stage
+	// Of the real stage.
+	load    *load
+	theater *theater
 }
 
 // Struck counts strikes that really happened.
@@ -211,7 +215,7 @@ func (s *session) try(ctx context.Context, f *Fault, seed int64) *Result {
 
 // ready has a cluster of the right kind standing.
 func (s *session) ready(ctx context.Context, f *Fault, x *Result) (err error) {
-	if s.stage != nil && s.name == f.Cluster {
+	if s.stage != nil && s.name == f.Cluster && !s.stage.Spent() {
 		return nil
 	}
 	s.close(ctx, s.Keep)

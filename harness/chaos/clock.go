@@ -1,0 +1,122 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/holdfast-escrow/holdfast/harness/cluster"
+)
+
+func clockFaults() []Fault {
+	var out []Fault
+	for _, c := range []struct {
+		name string
+		off  time.Duration
+	}{{"ahead", 2 * time.Hour}, {"behind", -2 * time.Hour}} {
+		out = append(out, Fault{Name: "postgres-clock-2h-" + c.name, Theme: "clock", Cluster: "clock", Covers: "2, 5, I8", Within: recoverShard, Can: canFake,
+			About:  fmt.Sprintf("The clock of a shard is two hours %s (libfaketime): nothing there is driven until it is right again, and nothing matures early.", c.name),
+			Strike: shardClock(c.off), Before: cancelFar})
+	}
+	for _, c := range []struct {
+		name string
+		off  time.Duration
+	}{{"ahead", 5 * time.Minute}, {"behind", -5 * time.Minute}} {
+		out = append(out, Fault{Name: "scheduler-clock-5m-" + c.name, Theme: "clock", Quick: true, Covers: "5, I8, I12",
+			About:  fmt.Sprintf("The clock of every scheduler is five minutes %s: claims stop, and go on when it is right.", c.name),
+			Strike: schedulerClock(c.off)})
+	}
+	return append(out, Fault{Name: "one-scheduler-clock-off", Theme: "clock", Quick: true, Covers: "5, I8, I12",
+		About: "The clock of one scheduler is five minutes off: it drives nothing, the other one everything.", Strike: oneClock})
+}
+
+func canFake() string {
+	if _, err := os.Stat(cluster.FakeTimeLib); err != nil {
+		return cluster.ErrNoFakeTime.Error()
+	}
+	return ""
+}
+
+// disagreeing is how many shards the schedulers do not drive for their clocks.
+const clocksMetric = "holdfast_scheduler_clock_disagreement_seconds"
+
+func shardClock(off time.Duration) func(context.Context, *Run) error {
+	return func(ctx context.Context, r *Run) error {
+		if err := r.Cluster.ShardClock(ctx, r.anyShard(), off); err != nil {
+			if errors.Is(err, cluster.ErrNoFakeTime) {
+				return fmt.Errorf("%w although it was there a moment ago", err)
+			}
+			return err
+		}
+		r.Struck(1)
+		return r.Wait(ctx, 5*time.Second)
+	}
+}
+
+// cancelFar gives holds back that a wrong clock has put hours ahead: they are
+// not overdue, and nobody waits for them here.
+func cancelFar(ctx context.Context, r *Run) error {
+	n := 0
+	for id := range r.World.History.Lifetimes() {
+		if time.Until(id.UnlockAt()) < time.Minute {
+			continue
+		}
+		if _, err := r.API(0).Cancel(ctx, id.String()); err != nil {
+			return fmt.Errorf("cancel hold %s, which matures at %s: %w", id, id.UnlockAt(), err)
+		}
+		n++
+	}
+	r.Note("%d holds of the wrong clock were cancelled", n)
+	return nil
+}
+
+// clockVariable is read by binaries with crash points only.
+const clockVariable = "HOLDFAST_CLOCK_OFFSET"
+
+func schedulerClock(off time.Duration) func(context.Context, *Run) error {
+	return func(ctx context.Context, r *Run) error {
+		for _, p := range r.Cluster.Processes(cluster.Scheduler) {
+			if err := r.restartWith(ctx, p, clockVariable+"="+off.String()); err != nil {
+				return err
+			}
+		}
+		if err := r.Wait(ctx, 5*time.Second); err != nil {
+			return err
+		}
+		return r.sawClocks()
+	}
+}
+
+func oneClock(ctx context.Context, r *Run) error {
+	off := 5 * time.Minute
+	if r.Rand.IntN(2) == 0 {
+		off = -off
+	}
+	if err := r.restartWith(ctx, r.one(cluster.Scheduler), clockVariable+"="+off.String()); err != nil {
+		return err
+	}
+	if err := r.Wait(ctx, 4*time.Second); err != nil {
+		return err
+	}
+	return r.sawClocks()
+}
+
+func (r *Run) restartWith(ctx context.Context, p *cluster.Process, env ...string) error {
+	if err := p.Kill(); err != nil {
+		return err
+	}
+	return p.Start(ctx, env...)
+}
+
+// sawClocks counts the schedulers that noticed.
+func (r *Run) sawClocks() error {
+	for _, p := range r.Cluster.Processes(cluster.Scheduler) {
+		if v, err := p.Metric(clocksMetric, ""); err == nil && v > 60 {
+			r.Struck(1)
+		}
+	}
+	return nil
+}
+
