@@ -58,6 +58,8 @@ type Config struct {
 	// RefusalQuiet is how long after an attempt of unknown outcome a refusal of
 	// a later one becomes final without the payment API's look-up saying so.
 	RefusalQuiet time.Duration // 1 min
+
+	Now func() time.Time // time of signed requests and of the rate limit; time.Now
 }
 
 func (c *Config) defaults() {
@@ -65,6 +67,9 @@ func (c *Config) defaults() {
 		if *d == 0 {
 			*d = v
 		}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	set(&c.RequestTimeout, 10*time.Second)
 	set(&c.LeaseMargin, 5*time.Second)
@@ -168,10 +173,10 @@ func (c *Coordinator) Close(ctx context.Context) {
 // ids, and POST /drive/v1/open. Signed requests only.
 func (c *Coordinator) DriveHandler(secret []byte) http.Handler {
 	serve := http.NewServeMux()
-	serve.Handle("POST /drive/v1/open", branch.Signed(secret, func(w http.ResponseWriter, r *http.Request, _ []byte) {
+	serve.Handle("POST /drive/v1/open", branch.Signed(secret, c.cfg.Now, func(w http.ResponseWriter, r *http.Request, _ []byte) {
 		branch.WriteAnswer(w, c.Open(r.Context()), nil)
 	}))
-	serve.Handle("POST /drive/v1/{shard}", branch.Signed(secret, func(w http.ResponseWriter, r *http.Request, body []byte) {
+	serve.Handle("POST /drive/v1/{shard}", branch.Signed(secret, c.cfg.Now, func(w http.ResponseWriter, r *http.Request, body []byte) {
 		shard, err := strconv.Atoi(r.PathValue("shard"))
 		var ids []holdfast.HoldID
 		if err != nil || shard < 0 || shard >= c.cfg.Map.Shards || json.Unmarshal(body, &ids) != nil || len(ids) > maxDriveIDs {

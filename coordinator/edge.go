@@ -32,7 +32,7 @@ type edge struct {
 func newEdge(cfg *Config) *edge {
 	return &edge{
 		keys:   newFlights(),
-		rate:   newLimiter(cfg.RatePerSecond, time.Now),
+		rate:   newLimiter(cfg.RatePerSecond, cfg.Now),
 		bodies: sync.Pool{New: func() any { return new(bytes.Buffer) }},
 	}
 }

@@ -87,7 +87,7 @@ func decode(body []byte, into any) error {
 // on the internal listener.
 func (n *Node) Handler(secret []byte) http.Handler {
 	router := mux.NewRouter()
-	router.Handle("/branch/v1/{shard}/{op}", branch.Signed(secret, func(w http.ResponseWriter, r *http.Request, body []byte) {
+	router.Handle("/branch/v1/{shard}/{op}", branch.Signed(secret, n.cfg.Now, func(w http.ResponseWriter, r *http.Request, body []byte) {
 		vars := mux.Vars(r)
 		shard, err := strconv.Atoi(vars["shard"])
 		o, known := n.ops[vars["op"]]

@@ -31,6 +31,9 @@ type Config struct {
 	// OnImpossible is called with the numbers of a state that no path leads to.
 	// Tests make it panic; nil only logs and quarantines.
 	OnImpossible func(string)
+	// Now is the time that signed requests must bear; default time.Now. Money
+	// moves by the shard's clock alone.
+	Now func() time.Time
 }
 
 // defaultPace keeps batches large under load: a batch costs about a
@@ -57,6 +60,9 @@ func New(cfg Config) (*Node, error) {
 	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = prometheus.NewRegistry()
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	if cfg.Pace == 0 {
 		cfg.Pace = defaultPace

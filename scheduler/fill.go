@@ -28,6 +28,7 @@ type FillerConfig struct {
 	Open    func() bool
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
+	Now     func() time.Time
 }
 
 // Filler sets the triggers of new holds in Redis. It is a part of every
@@ -61,7 +62,7 @@ func NewFiller(cfg FillerConfig) (*Filler, error) {
 	if cfg.Open == nil {
 		cfg.Open = func() bool { return true }
 	}
-	all := Config{Horizon: cfg.Horizon, SweepEvery: cfg.SweepEvery, Log: cfg.Log, Metrics: cfg.Metrics}
+	all := Config{Horizon: cfg.Horizon, SweepEvery: cfg.SweepEvery, Log: cfg.Log, Metrics: cfg.Metrics, Now: cfg.Now}
 	if err := all.complete(); err != nil {
 		return nil, err
 	}

@@ -67,10 +67,15 @@ func (a *app) client() (*apiclient.Client, error) {
 
 // settings checks the environment and the flags; what is wrong is a usage error.
 func (a *app) settings(flags map[string]string) (*settings.Config, error) {
-	cfg, err := settings.Load(a.environ, flags)
+	environ, now, err := processClock(a.environ)
 	if err != nil {
 		return nil, &usageError{err: err}
 	}
+	cfg, err := settings.Load(environ, flags)
+	if err != nil {
+		return nil, &usageError{err: err}
+	}
+	cfg.Now = now
 	return cfg, nil
 }
 

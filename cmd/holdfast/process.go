@@ -110,7 +110,7 @@ func (p *process) openShards(ctx context.Context, dsns []string) (err error) {
 
 func (p *process) makeParticipant() (err error) {
 	p.node, err = participants.New(participants.Config{Shards: p.shards, Log: p.log.With("role", "participant"),
-		Metrics: p.reg, Lanes: p.cfg.Lanes})
+		Metrics: p.reg, Lanes: p.cfg.Lanes, Now: p.cfg.Now})
 	return err
 }
 
@@ -120,7 +120,7 @@ func (p *process) transport(shards int) (branch.Transport, error) {
 		return p.node, nil
 	}
 	h, err := branch.NewHTTP(branch.HTTPConfig{URLs: p.cfg.Participants, Secret: []byte(p.cfg.BranchSecret),
-		Shards: shards, Log: p.log.With("role", "coordinator")})
+		Shards: shards, Log: p.log.With("role", "coordinator"), Now: p.cfg.Now})
 	if err != nil {
 		return nil, err
 	}
@@ -148,14 +148,14 @@ func (p *process) makeCoordinator(shardsGiven int, redisURL string) error {
 	if err != nil {
 		return err
 	}
-	verifier, err := auth.NewHS256(secret, p.cfg.JWTIssuer, p.cfg.JWTAudience, 0)
+	verifier, err := auth.NewHS256At(secret, p.cfg.JWTIssuer, p.cfg.JWTAudience, 0, p.cfg.Now)
 	if err != nil {
 		return err
 	}
 	cfg := coordinator.Config{Participants: participants, Map: shardMap, Payment: p.pay, Auth: verifier,
 		Log: p.log.With("role", "coordinator"), Metrics: p.reg, Gatherer: p.reg, Currencies: p.cfg.Currencies,
 		RatePerSecond: p.cfg.RateLimit, GiveUp: p.cfg.PaymentGiveUp, KeyLifetime: p.cfg.PaymentKeyLifetime,
-		BackoffMost: p.cfg.PaymentRetryMost, RefusalQuiet: p.cfg.RefusalQuiet, LeaseMargin: p.cfg.LeaseMargin}
+		BackoffMost: p.cfg.PaymentRetryMost, RefusalQuiet: p.cfg.RefusalQuiet, LeaseMargin: p.cfg.LeaseMargin, Now: p.cfg.Now}
 	// Scheduler and filler need the coordinator and are therefore made after
 	// it; these functions are called only once everything has started.
 	switch {
@@ -180,7 +180,7 @@ func (p *process) makeFiller(redisURL string, shards int) (err error) {
 	p.filler, err = scheduler.NewFiller(scheduler.FillerConfig{RedisURL: redisURL, Shards: shards,
 		Horizon: p.cfg.Horizon, SweepEvery: p.cfg.SweepEvery,
 		Open: func() bool { return p.coord.Open(context.Background()) },
-		Log:  p.log.With("role", "filler"), Metrics: p.reg})
+		Log:  p.log.With("role", "filler"), Metrics: p.reg, Now: p.cfg.Now})
 	return err
 }
 
@@ -198,7 +198,7 @@ func (p *process) makeScheduler(redisURL string) error {
 	var driver scheduler.Driver = p.coord
 	if p.coord == nil {
 		h, err := branch.NewHTTP(branch.HTTPConfig{URLs: p.cfg.Coordinators, Secret: []byte(p.cfg.BranchSecret),
-			Log: p.log.With("role", "scheduler")})
+			Log: p.log.With("role", "scheduler"), Now: p.cfg.Now})
 		if err != nil {
 			return err
 		}
@@ -207,7 +207,7 @@ func (p *process) makeScheduler(redisURL string) error {
 	var err error
 	p.sched, err = scheduler.New(scheduler.Config{Shards: p.shards, RedisURL: redisURL, Driver: driver,
 		Log: p.log.With("role", "scheduler"), Metrics: p.reg, Horizon: p.cfg.Horizon, SweepEvery: p.cfg.SweepEvery,
-		Lease: p.cfg.TriggerLease, DrainRate: p.cfg.DrainRate})
+		Lease: p.cfg.TriggerLease, DrainRate: p.cfg.DrainRate, Now: p.cfg.Now})
 	return err
 }
 

@@ -94,10 +94,11 @@ type verified struct {
 // NewHS256 makes a verifier of tokens signed with one shared secret of at least
 // MinSecret bytes. A leeway of zero means DefaultLeeway.
 func NewHS256(secret []byte, issuer, audience string, leeway time.Duration) (*Verifier, error) {
-	return newHS256(secret, issuer, audience, leeway, time.Now)
+	return NewHS256At(secret, issuer, audience, leeway, time.Now)
 }
 
-func newHS256(secret []byte, issuer, audience string, leeway time.Duration, now func() time.Time) (*Verifier, error) {
+// NewHS256At is NewHS256 with a clock of the caller's.
+func NewHS256At(secret []byte, issuer, audience string, leeway time.Duration, now func() time.Time) (*Verifier, error) {
 	if len(secret) < MinSecret {
 		return nil, fmt.Errorf("HS256 secret has %d bytes, at least %d are needed", len(secret), MinSecret)
 	}

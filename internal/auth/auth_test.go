@@ -25,7 +25,7 @@ const (
 
 func verifier(t testing.TB, now func() time.Time) *Verifier {
 	t.Helper()
-	v, err := newHS256(secret, "iss", "aud", 0, now)
+	v, err := NewHS256At(secret, "iss", "aud", 0, now)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,7 @@ type HTTPConfig struct {
 	// the wrong shard. 0 = not said.
 	Shards int
 	Log    *slog.Logger // told once of a server that refuses at the door; nil = nobody
+	Now    func() time.Time
 }
 
 // HTTP is a Transport to participants in other processes. A shard's calls go
@@ -49,6 +50,9 @@ const dialTimeout = 2 * time.Second
 func NewHTTP(cfg HTTPConfig) (*HTTP, error) {
 	if len(cfg.URLs) == 0 {
 		return nil, errors.New("no participants are named: set HOLDFAST_PARTICIPANTS")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 30 * time.Second
@@ -98,7 +102,7 @@ func (h *HTTP) once(ctx context.Context, url string, body []byte, out any) error
 		return fmt.Errorf("%w: %v", holdfast.ErrShardUnavailable, err)
 	}
 	r.Header.Set("Content-Type", "application/json")
-	Sign(r, h.cfg.Secret, body, time.Now())
+	Sign(r, h.cfg.Secret, body, h.cfg.Now())
 	answer, err := h.client.Do(r)
 	if err != nil {
 		if !sent.Load() {

@@ -63,10 +63,11 @@ func Verify(r *http.Request, secret []byte, now time.Time) ([]byte, error) {
 	return body, nil
 }
 
-// Signed lets only signed requests through and hands their body on.
-func Signed(secret []byte, next func(w http.ResponseWriter, r *http.Request, body []byte)) http.Handler {
+// Signed lets only requests through that are signed at about this clock's time
+// and hands their body on.
+func Signed(secret []byte, now func() time.Time, next func(w http.ResponseWriter, r *http.Request, body []byte)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := Verify(r, secret, time.Now())
+		body, err := Verify(r, secret, now())
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusUnauthorized)
 			return

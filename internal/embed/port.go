@@ -16,6 +16,10 @@ const (
 	lastPort  = 31999
 )
 
+// FreePort finds a loopback port for a server of the caller's that is to come
+// back on it after it died. It is free now; nothing keeps it.
+func FreePort() (int, error) { return freePort() }
+
 func freePort() (int, error) {
 	for range 1000 {
 		if port := firstPort + rand.IntN(lastPort-firstPort+1); portFree(port) {

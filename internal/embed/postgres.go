@@ -36,6 +36,7 @@ type Postgres struct {
 	data           string
 	walCompression string
 	asked          *atomic.Bool // the running process was told to end
+	extra          []string     // environment of the next starts, see SetEnv
 }
 
 func newPostgres(e *environment, i int) *Postgres {
@@ -165,7 +166,7 @@ func (p *Postgres) start(ctx context.Context) error {
 	for {
 		cmd := exec.Command(p.env.programs.postgres, append([]string{"-D", p.data}, p.settings()...)...)
 		cmd.Dir = p.env.home
-		cmd.Env = cleanEnv()
+		cmd.Env = append(cleanEnv(), p.extra...)
 		err := p.launch(ctx, cmd, dieFast, p.ready)
 		if err == nil {
 			p.asked = new(atomic.Bool)

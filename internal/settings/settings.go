@@ -55,6 +55,10 @@ type Config struct {
 	// Token is what client commands send; up and serve do not use it.
 	Token string
 
+	// Now is the clock of the process. It is no setting: binaries made to be
+	// tried out under faults run with one that is wrong.
+	Now func() time.Time
+
 	given map[string]bool
 }
 
@@ -175,7 +179,7 @@ func Load(environ []string, flags map[string]string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Config{given: map[string]bool{}}
+	c := &Config{Now: time.Now, given: map[string]bool{}}
 	for _, s := range table {
 		value, source := s.Default, s.Name
 		if v := fromEnv[s.Name]; v != "" {
