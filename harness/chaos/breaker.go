@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/holdfast-escrow/holdfast/harness/cluster"
@@ -150,3 +151,18 @@ func hangingProbe(ctx context.Context, r *Run) error {
 	}
 	return nil
 }
+
+// holdsDue creates n holds that mature together, of a size that no sender feels.
+func (r *Run) holdsDue(ctx context.Context, n int) error {
+	at := time.Now().Add(1500 * time.Millisecond)
+	for i := range n {
+		sender, recipient := r.World.Senders[i%len(r.World.Senders)], r.World.Recipients[i%len(r.World.Recipients)]
+		if op := r.World.Hand(i).Create(ctx, r.World.Key("due-%d", i), sender, recipient, 1, at); op.Outcome != workload.OK {
+			return fmt.Errorf("create a hold: %d %s %s", op.HTTP, op.Code, op.Error)
+		}
+	}
+	return nil
+}
+
+// dashed is a name in words with dashes.
+func dashed(name string) string { return strings.ReplaceAll(name, "_", "-") }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-escrow/holdfast/harness/cluster"
+	"github.com/holdfast-escrow/holdfast/harness/workload"
 )
 
 func clockFaults() []Fault {
@@ -58,13 +59,14 @@ func shardClock(off time.Duration) func(context.Context, *Run) error {
 // cancelFar gives holds back that a wrong clock has put hours ahead: they are
 // not overdue, and nobody waits for them here.
 func cancelFar(ctx context.Context, r *Run) error {
-	n := 0
-	for id := range r.World.History.Lifetimes() {
+	hand, n := r.World.Hand(0), 0
+	for id, op := range r.World.History.Lifetimes() {
 		if time.Until(id.UnlockAt()) < time.Minute {
 			continue
 		}
-		if _, err := r.API(0).Cancel(ctx, id.String()); err != nil {
-			return fmt.Errorf("cancel hold %s, which matures at %s: %w", id, id.UnlockAt(), err)
+		op.Hold = id
+		if end := hand.Cancel(ctx, op); end.Outcome != workload.OK {
+			return fmt.Errorf("cancel hold %s, which matures at %s: %d %s", id, id.UnlockAt(), end.HTTP, end.Code)
 		}
 		n++
 	}
@@ -119,4 +121,3 @@ func (r *Run) sawClocks() error {
 	}
 	return nil
 }
-

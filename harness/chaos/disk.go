@@ -7,7 +7,6 @@ import (
 	"syscall"
 	"time"
 
-
 	"github.com/holdfast-escrow/holdfast/harness/cluster"
 )
 
@@ -64,4 +63,3 @@ func diskFull(ctx context.Context, r *Run) error {
 	err = r.exec(ctx, shard, `DROP TABLE IF EXISTS chaos_ballast`)
 	return errors.Join(err, r.Wait(ctx, time.Second))
 }
-

@@ -320,4 +320,3 @@ func successAfterRefund(ctx context.Context, r *Run) error {
 	})
 	return err
 }
-

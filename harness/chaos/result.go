@@ -30,8 +30,8 @@ type Result struct {
 	TookMS     int64     `json:"took_ms"`
 	Began      time.Time `json:"began"`
 
-	Replay string `json:"replay"`          // the command that runs it again
-	Kept   string `json:"kept,omitempty"`  // where history and logs of a failure lie
+	Replay string `json:"replay"`         // the command that runs it again
+	Kept   string `json:"kept,omitempty"` // where history and logs of a failure lie
 	state  string // of a run that is not over, for the live table
 }
 

@@ -48,7 +48,7 @@ type theater struct {
 	binary  string // what the processes run; a link that a fault may turn
 	cluster *cluster.Cluster
 	runs    int
-	base    map[string]usage // of each process at rest, before the first fault
+	base    []checker.Usage // of each process at rest, before the first fault
 
 	panicked int // processes that died of a panic, so far
 }
@@ -112,7 +112,7 @@ func (t *theater) Begin(ctx context.Context, r *Run) (err error) {
 		t.base = t.usage()
 	}
 	r.Checker = checker.New(checker.Config{Target: checker.Target{DSNs: t.cluster.DSNs(), Map: t.cluster.Map(), PaymentURL: t.cluster.PaymentAdmin()},
-		History: r.World.History, Pictures: t.dir})
+		History: r.World.History, Pictures: t.dir, Bound: 2 * r.Fault.within()})
 	r.load = &load{}
 	var working, watching context.Context
 	working, r.load.stop = context.WithCancel(ctx)
