@@ -39,6 +39,7 @@ func (s *Sim) routes() *http.ServeMux {
 	m.HandleFunc("GET /sim/faults", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, s.Faults()) })
 	m.HandleFunc("GET /sim/stats", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, s.Stats()) })
 	m.HandleFunc("GET /sim/effects", s.getEffects)
+	m.HandleFunc("GET /sim/journal", s.getJournal)
 	m.HandleFunc(elsewhere+"/", s.follow)
 	m.HandleFunc("POST /sim/reset", s.reset)
 	m.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
