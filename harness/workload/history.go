@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -64,9 +65,11 @@ type Op struct {
 	Refunded  bool             `json:"refunded,omitempty"`
 	Replayed  bool             `json:"replayed,omitempty"`
 	Attempts  int              `json:"attempts"`
-	// Nothing: every attempt was answered, and each answer promised that
-	// nothing was done (429, 503 overloaded or shard_unavailable). The outcome
-	// is unknown all the same; a checker may hold the product to the promise.
+	// Nothing: no attempt of this operation can have done anything, if the
+	// product keeps its word: each was answered with a promise of that (429,
+	// 503 overloaded or shard_unavailable, 409 idempotency_in_flight) or found
+	// nobody who listened. The outcome is unknown all the same; a checker may
+	// hold the product to the promise, over all operations of one key.
 	Nothing bool `json:"nothing,omitempty"`
 	// GaveUp is when the client stopped asking; 0 while it asks or was answered.
 	GaveUp int64  `json:"gave_up,omitzero"`
@@ -76,15 +79,16 @@ type Op struct {
 // Open reports whether the operation is still being asked for.
 func (o Op) Open() bool { return o.Return == Never && o.GaveUp == 0 }
 
-// History is every operation of a run in the order of invocation. It is safe
-// for concurrent use. An operation enters at its invocation, so that a checker
-// that looks in the middle of a run sees what is in flight.
+// History is every operation of a run. It is safe for concurrent use. An
+// operation enters at its invocation, so that a checker that looks in the
+// middle of a run sees what is in flight.
 type History struct {
 	Start time.Time // what Call and Return count from
 	Seed  int64
 
-	mu  sync.Mutex
-	ops []Op
+	mu     sync.Mutex
+	ops    []Op
+	counts Counts
 }
 
 // NewHistory starts an empty history now.
@@ -112,7 +116,29 @@ func (h *History) End(op Op) Op {
 		op.Outcome, op.GaveUp, op.Return = Unknown, op.Return, Never
 	}
 	h.ops[op.ID] = op
+	h.count(op)
 	return op
+}
+
+// count adds an operation that has come to an end. h.mu is held, or h is not
+// shared yet.
+func (h *History) count(op Op) {
+	if h.counts == nil {
+		h.counts = Counts{}
+	}
+	if h.counts[op.Kind] == nil {
+		h.counts[op.Kind] = map[Outcome]int{}
+	}
+	h.counts[op.Kind][op.Outcome]++
+}
+
+// Record adds an operation that is over, with its own Call and Return.
+func (h *History) Record(op Op) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	op.ID = len(h.ops)
+	h.ops = append(h.ops, op)
+	h.count(op)
 }
 
 // Ops is a copy of everything so far; operations in flight are unknown.
@@ -145,19 +171,13 @@ func (c Counts) Of(kind string, o Outcome) (n int) {
 // Counts counts the operations that have come to an end; those in flight are
 // left out.
 func (h *History) Counts() Counts {
-	c := Counts{}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, o := range h.ops {
-		if o.Open() {
-			continue
-		}
-		if c[o.Kind] == nil {
-			c[o.Kind] = map[Outcome]int{}
-		}
-		c[o.Kind][o.Outcome]++
+	out := Counts{}
+	for kind, by := range h.counts {
+		out[kind] = maps.Clone(by)
 	}
-	return c
+	return out
 }
 
 // Bounds are the coins that the world may have from outside: deposits minus
@@ -167,37 +187,55 @@ type Bounds struct{ Least, Most int64 }
 // Holds reports whether a total lies within.
 func (b Bounds) Holds(total int64) bool { return b.Least <= total && total <= b.Most }
 
+// cashKey is what makes two deposits or two withdrawals the same.
+type cashKey struct {
+	kind, key string
+	user      holdfast.UserID
+}
+
+func cashOf(o Op) (k cashKey, ok bool) {
+	switch o.Kind {
+	case KindDeposit:
+		return cashKey{o.Kind, o.Key, o.Recipient}, true
+	case KindWithdraw:
+		return cashKey{o.Kind, o.Key, o.Sender}, true
+	}
+	return k, false
+}
+
 // Money is the total over every account, escrow and transit, as far as the
 // answers tell. For a cut under load take the bounds before and after it: what
 // was in flight at neither counts exactly, and any sum in between is legal.
 // One key counts once however many operations carried it.
 func (h *History) Money() (b Bounds) {
-	type cash struct {
-		kind, key string
-		user      holdfast.UserID
-	}
-	best := map[cash]Op{}
+	done, open := map[cashKey]int64{}, map[cashKey]int64{}
+	never := map[cashKey]bool{}
 	for _, o := range h.Ops() {
-		k := cash{o.Kind, o.Key, o.Recipient}
-		if o.Kind == KindWithdraw {
-			k.user = o.Sender
+		k, ok := cashOf(o)
+		switch {
+		case !ok:
+		case o.Outcome == OK:
+			done[k] = o.Amount
+		case o.Outcome == Unknown:
+			open[k] = max(open[k], o.Amount)
+		case remembered(o):
+			never[k] = true
 		}
-		old, seen := best[k]
-		if o.Kind != KindDeposit && o.Kind != KindWithdraw || o.Outcome == Refused || seen && old.Outcome == OK {
+	}
+	for k, amount := range done {
+		if k.kind == KindWithdraw {
+			amount = -amount
+		}
+		b.Least, b.Most = b.Least+amount, b.Most+amount
+	}
+	for k, amount := range open {
+		if _, certain := done[k]; certain || never[k] {
 			continue
 		}
-		best[k] = o
-	}
-	for k, o := range best {
 		if k.kind == KindDeposit {
-			b.Most += o.Amount
+			b.Most += amount
 		} else {
-			b.Least -= o.Amount
-		}
-		if o.Outcome == OK && k.kind == KindDeposit {
-			b.Least += o.Amount
-		} else if o.Outcome == OK {
-			b.Most -= o.Amount
+			b.Least -= amount
 		}
 	}
 	return b
@@ -253,5 +291,8 @@ func Import(r io.Reader) (*History, error) {
 			return nil, fmt.Errorf("import operation %d: it calls itself %d; a line is missing or out of order", len(h.ops), o.ID)
 		}
 		h.ops = append(h.ops, o)
+		if !o.Open() {
+			h.count(o)
+		}
 	}
 }
