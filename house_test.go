@@ -67,6 +67,7 @@ var cages = []cage{
 	{pkg: "github.com/spf13/pflag", places: []string{"cmd"}},
 	{pkg: "github.com/HdrHistogram/hdrhistogram-go", places: []string{"cmd", "harness", "internal/bench"}},
 	{pkg: "github.com/prometheus/", places: []string{"coordinator", "participants", "scheduler", "shards", "internal", "cmd", "harness"}},
+	{pkg: "github.com/anishathalye/porcupine", places: []string{"harness/checker"}},
 	{pkg: "golang.org/x/sync", places: []string{"coordinator", "participants", "scheduler", "shards", "internal", "cmd", "harness"}},
 	{pkg: "github.com/Shopify/toxiproxy", places: []string{"harness/cluster"}},
 	{pkg: "github.com/rs/zerolog", places: []string{"harness/cluster"}}, // toxiproxy wants one of its loggers

@@ -24,46 +24,24 @@ const claimFreshSQL = `UPDATE holds_%[1]s SET status = 2, claimed_at = clock_tim
 
 // claimBatch takes due holds. The whole batch gets the longest lease asked for.
 func (l *ledger) claimBatch(items []branch.ClaimItem) []branch.ClaimResult {
+	lease := int64(0)
+	for i := range items {
+		lease = max(lease, items[i].LeaseMS)
+	}
 	out := runBatch(l, branch.OpClaim, items, func(ctx context.Context, conn *pgx.Conn, items []branch.ClaimItem) ([]branch.ClaimResult, error) {
-		out := make([]branch.ClaimResult, len(items))
-		lease := int64(0)
-		fresh := make([]holdfast.HoldID, 0, len(items))
+		fresh := make([]branch.ClaimItem, 0, len(items))
 		for i := range items {
-			lease = max(lease, items[i].LeaseMS)
 			if items[i].Refusal == "" {
-				fresh = append(fresh, items[i].ID)
+				fresh = append(fresh, items[i])
 			}
 		}
-		claimed, broken := l.fast(ctx, conn, claimFreshSQL, fresh, lease)
-		if broken != nil && len(claimed) == 0 {
-			return nil, broken
-		}
-		var rest []branch.ClaimItem
-		var at []int
-		for i := range items {
-			if h, ok := claimed[items[i].ID]; ok {
-				out[i] = branch.ClaimResult{Code: branch.CodeClaimed, Hold: h, SinceUnsureMS: -1}
-				continue
-			}
-			rest, at = append(rest, items[i]), append(at, i)
-		}
-		if len(rest) == 0 {
-			return out, nil
-		}
-		var slow []branch.ClaimResult
-		err := broken
-		if err == nil {
-			slow, err = l.claim(ctx, conn, rest, lease)
-		}
-		if err != nil && len(claimed) > 0 {
-			// What was claimed is claimed; of the rest nothing is known.
-			l.log.Warn("the rest of a batch of claims has no answer", "items", len(rest), "error", err)
-			slow, err = fill(rest, branch.ClaimResult{Code: branch.CodeOutcomeUnknown}), nil
-		}
-		for j := range slow {
-			out[at[j]] = slow[j]
-		}
-		return out, err
+		_, days, ids := sorted(fresh, claimID)
+		claimed, broken := l.fast(ctx, conn, claimFreshSQL, days, ids, func(int, int) []any { return []any{lease} })
+		return theRest(l, items, claimID, claimed, broken, func(h holdfast.Hold) branch.ClaimResult {
+			return branch.ClaimResult{Code: branch.CodeClaimed, Hold: h, SinceUnsureMS: -1}
+		}, branch.ClaimResult{Code: branch.CodeOutcomeUnknown}, func(rest []branch.ClaimItem) ([]branch.ClaimResult, error) {
+			return l.claim(ctx, conn, rest, lease)
+		})
 	}, func(c branch.Code, _ error) branch.ClaimResult { return branch.ClaimResult{Code: c} })
 	for i := range out {
 		l.count(branch.OpClaim, out[i].Code)
@@ -71,19 +49,21 @@ func (l *ledger) claimBatch(items []branch.ClaimItem) []branch.ClaimResult {
 	return out
 }
 
-// fast runs a compare-and-set over ids, one plain statement per day, and returns
-// the holds that it changed. $1 is the epoch, $2 the ids, then args. What it did
-// not change is left to the step's function, which says why; the two are
-// transactions of their own, because each item stands for itself.
-func (l *ledger) fast(ctx context.Context, conn *pgx.Conn, sql string, ids []holdfast.HoldID, args ...any) (map[holdfast.HoldID]holdfast.Hold, error) {
+func claimID(i *branch.ClaimItem) holdfast.HoldID { return i.ID }
+
+// fast runs a compare-and-set over ids in ascending order, one prepared
+// statement per day, and returns the holds that it changed. $1 is the epoch, $2
+// the ids, then what args returns for those ids. What it did not change is left
+// to the step's function, which says why; they are transactions of their own,
+// because each item stands for itself.
+func (l *ledger) fast(ctx context.Context, conn *pgx.Conn, sql string, days []string, ids [][16]byte, args func(from, to int) []any) (map[holdfast.HoldID]holdfast.Hold, error) {
 	done := make(map[holdfast.HoldID]holdfast.Hold, len(ids))
-	order, days, sortedIDs := sorted(ids, func(id *holdfast.HoldID) holdfast.HoldID { return *id })
-	for from := 0; from < len(order); {
+	for from := 0; from < len(ids); {
 		to := from + 1
-		for to < len(order) && days[to] == days[from] {
+		for to < len(ids) && days[to] == days[from] {
 			to++
 		}
-		rows, err := query(ctx, conn, fmt.Sprintf(sql, days[from], holdColumns), append([]any{l.epoch, sortedIDs[from:to]}, args...)...)
+		rows, err := query(ctx, conn, fmt.Sprintf(sql, days[from], holdColumns), append([]any{l.epoch, ids[from:to]}, args(from, to)...)...)
 		if err == nil {
 			var h holdRow
 			err = eachRow(rows, h.dest(), func() error {
@@ -100,8 +80,48 @@ func (l *ledger) fast(ctx context.Context, conn *pgx.Conn, sql string, ids []hol
 	return done, nil
 }
 
+// theRest completes the answers of a batch: what fast has done, and for the
+// others what the step's function says. When fast, or the function, broke off
+// after something was done, the whole batch is not repeated: what is done is
+// done, and of the rest nothing is known.
+func theRest[I, O any](l *ledger, items []I, id func(*I) holdfast.HoldID, done map[holdfast.HoldID]holdfast.Hold, broken error,
+	ok func(holdfast.Hold) O, unknown O, slow func([]I) ([]O, error)) ([]O, error) {
+	if broken != nil && len(done) == 0 {
+		return nil, broken
+	}
+	out := make([]O, len(items))
+	var rest []I
+	var at []int
+	for i := range items {
+		if h, changed := done[id(&items[i])]; changed {
+			out[i] = ok(h)
+			continue
+		}
+		rest, at = append(rest, items[i]), append(at, i)
+	}
+	if len(rest) == 0 {
+		return out, nil
+	}
+	var said []O
+	err := broken
+	if err == nil {
+		said, err = slow(rest)
+	}
+	if err != nil && len(done) == 0 {
+		return nil, err
+	}
+	if err != nil {
+		l.log.Warn("the rest of a batch has no answer", "items", len(rest), "error", err)
+		said = fill(rest, unknown)
+	}
+	for j := range said {
+		out[at[j]] = said[j]
+	}
+	return out, nil
+}
+
 func (l *ledger) claim(ctx context.Context, conn *pgx.Conn, items []branch.ClaimItem, lease int64) ([]branch.ClaimResult, error) {
-	order, days, ids := sorted(items, func(i *branch.ClaimItem) holdfast.HoldID { return i.ID })
+	order, days, ids := sorted(items, claimID)
 	out := make([]branch.ClaimResult, len(items))
 	for i := range out {
 		out[i].Code = branch.CodeNotFound
@@ -126,22 +146,67 @@ func (l *ledger) claim(ctx context.Context, conn *pgx.Conn, items []branch.Claim
 	return out, err
 }
 
-var settleSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_settle($1, $2, $3, $4, $5, $6, $7) f`
+// settleFreshSQL gives holds the verdict paid and moves their coins, in one
+// statement: the compare-and-set on the holds, which is the row lock too, and
+// what follows from it. $4 names the recipient where it lives on this shard: it
+// must be the stored one, and the hold is at its end at once.
+const settleFreshSQL = `WITH settled AS (
+		UPDATE holds_%[1]s h SET verdict = 1, decided_at = clock_timestamp(), payment_id = t.pay,
+			status = CASE WHEN t.near IS NULL THEN 2 ELSE 3 END,
+			executed_at = CASE WHEN t.near IS NOT NULL THEN clock_timestamp() END
+		FROM unnest($2::uuid[], $3::text[], $4::uuid[], $5::smallint[], $6::smallint[]) t(i, pay, near, bucket, near_bucket)
+		WHERE h.id = t.i AND h.status = 2 AND h.verdict IS NULL AND (t.near IS NULL OR t.near = h.recipient)
+			AND (SELECT epoch FROM shard_self) = $1
+		RETURNING %[2]s, near IS NOT NULL AS near, bucket, near_bucket
+	), moved AS MATERIALIZED (
+		SELECT holdfast_settled(array_agg(id), array_agg(sender), array_agg(recipient), array_agg(currency), array_agg(amount),
+			array_agg(near), array_agg(bucket), array_agg(near_bucket)) FROM settled
+	)
+	SELECT %[2]s FROM settled, moved`
+
+var notSettledSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_not_settled($1, $2, $3, $4, $5) f`
+
+func settleID(i *branch.SettleItem) holdfast.HoldID { return i.ID }
+
+// settleColumns are the arrays of settleFreshSQL, in the order of the ids.
+type settleColumns struct {
+	payment            []string
+	near               []pgtype.UUID
+	bucket, nearBucket []int16
+}
+
+func (l *ledger) settleColumns(items []branch.SettleItem, order []int) settleColumns {
+	return settleColumns{
+		payment: byOrder(items, order, func(i *branch.SettleItem) string { return i.PaymentID }),
+		near: byOrder(items, order, func(i *branch.SettleItem) pgtype.UUID {
+			local := !i.Recipient.IsZero() && l.shardMap.OfUser(i.Recipient) == l.shard
+			return pgtype.UUID{Bytes: i.Recipient, Valid: local}
+		}),
+		bucket:     byOrder(items, order, func(i *branch.SettleItem) int16 { return int16(i.ID.Bucket()) }),
+		nearBucket: byOrder(items, order, func(i *branch.SettleItem) int16 { return int16(i.Recipient.Bucket()) }),
+	}
+}
 
 // settleBatch commits verdicts paid: branch 01, op confirm; for recipients of
 // this shard also branch 02 and the end.
 func (l *ledger) settleBatch(items []branch.SettleItem) []branch.HoldResult {
 	return countHolds(l, branch.OpSettle, runBatch(l, branch.OpSettle, items, func(ctx context.Context, conn *pgx.Conn, items []branch.SettleItem) ([]branch.HoldResult, error) {
-		order, days, ids := sorted(items, func(i *branch.SettleItem) holdfast.HoldID { return i.ID })
-		return holdRows(ctx, conn, order, ids, settleSQL, l.epoch, days, ids,
-			byOrder(items, order, func(i *branch.SettleItem) string { return i.PaymentID }),
-			byOrder(items, order, func(i *branch.SettleItem) pgtype.UUID {
-				local := !i.Recipient.IsZero() && l.shardMap.OfUser(i.Recipient) == l.shard
-				return pgtype.UUID{Bytes: i.Recipient, Valid: local}
-			}),
-			byOrder(items, order, func(i *branch.SettleItem) int16 { return int16(i.ID.Bucket()) }),
-			byOrder(items, order, func(i *branch.SettleItem) int16 { return int16(i.Recipient.Bucket()) }))
+		order, days, ids := sorted(items, settleID)
+		c := l.settleColumns(items, order)
+		settled, broken := l.fast(ctx, conn, settleFreshSQL, days, ids, func(from, to int) []any {
+			return []any{c.payment[from:to], c.near[from:to], c.bucket[from:to], c.nearBucket[from:to]}
+		})
+		return theRest(l, items, settleID, settled, broken, holdOK, branch.HoldResult{Code: branch.CodeOutcomeUnknown},
+			func(rest []branch.SettleItem) ([]branch.HoldResult, error) {
+				order, days, ids := sorted(rest, settleID)
+				c := l.settleColumns(rest, order)
+				return holdRows(ctx, conn, order, ids, notSettledSQL, l.epoch, days, ids, c.payment, c.near)
+			})
 	}, holdFailed))
+}
+
+func holdOK(h holdfast.Hold) branch.HoldResult {
+	return branch.HoldResult{Code: branch.CodeOK, Hold: h}
 }
 
 var refuseSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_refuse($1, $2, $3, $4, $5, $6) f`
@@ -167,32 +232,18 @@ const executedFreshSQL = `WITH ended AS (
 	), gone AS (DELETE FROM attempts WHERE hold_id = ANY (ARRAY(SELECT id FROM ended)))
 	SELECT %[2]s FROM ended`
 
+func itemID(i *branch.IDItem) holdfast.HoldID { return i.ID }
+
 // executedBatch ends holds whose recipient has been credited.
 func (l *ledger) executedBatch(items []branch.IDItem) []branch.HoldResult {
 	return countHolds(l, branch.OpExecuted, runBatch(l, branch.OpExecuted, items, func(ctx context.Context, conn *pgx.Conn, items []branch.IDItem) ([]branch.HoldResult, error) {
-		order, days, ids := sorted(items, func(i *branch.IDItem) holdfast.HoldID { return i.ID })
-		all := make([]holdfast.HoldID, len(items))
-		for i := range items {
-			all[i] = items[i].ID
-		}
-		ended, err := l.fast(ctx, conn, executedFreshSQL, all)
-		if err != nil {
-			return nil, err
-		}
-		if len(ended) < len(items) {
-			slow, err := holdRows(ctx, conn, order, ids, executedSQL, l.epoch, days, ids)
-			for i := range slow {
-				if h, ok := ended[items[i].ID]; ok {
-					slow[i] = branch.HoldResult{Code: branch.CodeOK, Hold: h}
-				}
-			}
-			return slow, err
-		}
-		out := make([]branch.HoldResult, len(items))
-		for i := range items {
-			out[i] = branch.HoldResult{Code: branch.CodeOK, Hold: ended[items[i].ID]}
-		}
-		return out, nil
+		_, days, ids := sorted(items, itemID)
+		ended, broken := l.fast(ctx, conn, executedFreshSQL, days, ids, func(int, int) []any { return nil })
+		return theRest(l, items, itemID, ended, broken, holdOK, branch.HoldResult{Code: branch.CodeOutcomeUnknown},
+			func(rest []branch.IDItem) ([]branch.HoldResult, error) {
+				order, days, ids := sorted(rest, itemID)
+				return holdRows(ctx, conn, order, ids, executedSQL, l.epoch, days, ids)
+			})
 	}, holdFailed))
 }
 
@@ -201,7 +252,7 @@ var refundSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_refund($
 // refundBatch gives the coins of FAILED holds back: branch 01, op cancel.
 func (l *ledger) refundBatch(items []branch.IDItem) []branch.HoldResult {
 	return countHolds(l, branch.OpRefund, runBatch(l, branch.OpRefund, items, func(ctx context.Context, conn *pgx.Conn, items []branch.IDItem) ([]branch.HoldResult, error) {
-		order, days, ids := sorted(items, func(i *branch.IDItem) holdfast.HoldID { return i.ID })
+		order, days, ids := sorted(items, itemID)
 		return holdRows(ctx, conn, order, ids, refundSQL, l.epoch, days, ids,
 			byOrder(items, order, func(i *branch.IDItem) int16 { return int16(i.ID.Bucket()) }))
 	}, holdFailed))

@@ -49,7 +49,7 @@ func (c *Checker) AtRest(ctx context.Context, h *workload.History) (Report, erro
 	began := time.Now()
 	one, first := c.cut(ctx)
 	two, w := c.cut(ctx) // the second round of what crosses shards
-	if err := errors.Join(append(first.errs, w.errs...)...); err != nil {
+	if err := errors.Join(append(append(first.errs, w.errs...), ctx.Err())...); err != nil {
 		return Report{}, fmt.Errorf("check at rest: %w", err)
 	}
 	rest := &restCheck{finder: &finder{}, c: c, w: w, h: h, ops: h.Ops()}

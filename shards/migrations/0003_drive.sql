@@ -144,83 +144,53 @@ BEGIN
     END IF;
 END $$;
 
--- Verdict paid: EXECUTING without verdict gets one; escrow → transit. Where the
--- recipient lives here too (p_local, else null; it must be the stored one),
--- credit and EXECUTED are done in the same transaction.
-CREATE FUNCTION holdfast_settle(p_epoch bigint, p_day text[], p_ids uuid[], p_payment text[], p_local uuid[],
-    p_bucket smallint[], p_local_bucket smallint[])
-RETURNS TABLE (id uuid, code text, hold holds)
+-- What a verdict paid does, for holds that the caller has just given it to in
+-- this statement: escrow → transit. Where p_near says so the recipient lives here
+-- too, and is credited in the same posting. The caller sends no holds if none
+-- took the verdict.
+CREATE FUNCTION holdfast_settled(p_ids uuid[], p_sender uuid[], p_recipient uuid[], p_currency text[], p_amount bigint[],
+    p_near boolean[], p_bucket smallint[], p_near_bucket smallint[]) RETURNS void
 LANGUAGE plpgsql AS $$
-#variable_conflict use_column
 DECLARE
-    v_now timestamptz := holdfast_begin(p_epoch);
-    v_day text; v_at bigint[]; v_n bigint; h holds; r record;
-    v_all uuid[] := '{}'; v_bucket smallint[] := '{}';
-    u uuid[] := '{}'; c text[] := '{}'; m bigint[] := '{}';
-    v_near uuid[] := '{}'; v_near_bucket smallint[] := '{}';
-    v_to uuid[] := '{}'; v_to_c text[] := '{}'; v_to_m bigint[] := '{}';
+    n int := coalesce(cardinality(p_ids), 0);
+    v_ids uuid[]; v_recipient uuid[]; v_currency text[]; v_amount bigint[]; v_bucket smallint[]; k int;
 BEGIN
-    -- The compare-and-set is the row lock too; ids come in ascending order.
-    FOR v_day, v_at IN SELECT d, array_agg(n ORDER BY n) FROM unnest(p_day) WITH ORDINALITY AS t(d, n) GROUP BY d ORDER BY d LOOP
-        CONTINUE WHEN to_regclass('holds_' || v_day) IS NULL;
-        FOR r IN EXECUTE format(
-            'UPDATE holds_%s h SET verdict = 1, decided_at = $1, payment_id = t.pay, status = CASE WHEN t.near IS NULL THEN 2 ELSE 3 END,
-                    executed_at = CASE WHEN t.near IS NOT NULL THEN $1 END
-             FROM unnest($2, $3, $4, $5) t(i, n, pay, near)
-             WHERE h.id = t.i AND h.status = 2 AND h.verdict IS NULL AND (t.near IS NULL OR t.near = h.recipient)
-             RETURNING t.n AS n, h::holds AS h', v_day)
-            USING v_now, p_ids[v_at[1]:v_at[cardinality(v_at)]], v_at, p_payment[v_at[1]:v_at[cardinality(v_at)]], p_local[v_at[1]:v_at[cardinality(v_at)]]
-        LOOP
-            h := r.h; v_n := r.n;
-            v_all := v_all || h.id; v_bucket := v_bucket || p_bucket[v_n];
-            u := u || h.sender; c := c || h.currency; m := m || h.amount;
-            IF h.status = 3 THEN
-                v_near := v_near || h.id; v_near_bucket := v_near_bucket || p_local_bucket[v_n];
-                v_to := v_to || h.recipient; v_to_c := v_to_c || h.currency; v_to_m := v_to_m || h.amount;
-            END IF;
-            id := h.id; code := 'ok'; hold := h;
-            RETURN NEXT;
-        END LOOP;
-    END LOOP;
-    IF cardinality(v_all) < cardinality(p_ids) THEN
-        RETURN QUERY SELECT s.id, s.code, s.hold FROM holdfast_not_settled(v_now, p_day, p_ids, p_payment, p_local, v_all) s;
+    IF n = 0 THEN
+        RETURN;
     END IF;
-    IF v_all <> '{}' THEN
-        PERFORM holdfast_barrier(v_now, v_all, 1::smallint, 2::smallint, v_bucket);
-        IF v_near <> '{}' THEN
-            PERFORM holdfast_barrier(v_now, v_near, 2::smallint, 2::smallint, v_near_bucket);
-            DELETE FROM attempts t WHERE t.hold_id = ANY (v_near);
-            -- Senders and recipients in one ascending order, before either is posted to.
-            PERFORM count(l.ok) FROM (SELECT DISTINCT x, y FROM unnest(u || v_to, c || v_to_c) t(x, y) ORDER BY x, y) k
-            LEFT JOIN LATERAL (SELECT true AS ok FROM accounts a WHERE a.user_id = k.x AND a.currency = k.y FOR NO KEY UPDATE) l ON true;
-        END IF;
-        PERFORM holdfast_post(u, c, m, v_all, 2::smallint, 3::smallint, 2::smallint);
-        IF v_near <> '{}' THEN
-            PERFORM holdfast_post(v_to, v_to_c, v_to_m, v_near, 3::smallint, 1::smallint, 3::smallint);
-        END IF;
+    IF true = ANY (p_near) THEN
+        SELECT array_agg(i), array_agg(r), array_agg(c), array_agg(m), array_agg(b) INTO v_ids, v_recipient, v_currency, v_amount, v_bucket
+        FROM unnest(p_ids, p_recipient, p_currency, p_amount, p_near_bucket, p_near) t(i, r, c, m, b, near) WHERE near;
+        DELETE FROM attempts t WHERE t.hold_id = ANY (v_ids);
     END IF;
+    k := coalesce(cardinality(v_ids), 0);
+    PERFORM holdfast_barrier(clock_timestamp(), p_ids || v_ids, array_fill(1::smallint, ARRAY[n]) || array_fill(2::smallint, ARRAY[k]),
+        2::smallint, p_bucket || v_bucket);
+    PERFORM holdfast_post(p_sender || v_recipient, p_currency || v_currency, p_amount || v_amount, p_ids || v_ids,
+        array_fill(2::smallint, ARRAY[n]) || array_fill(3::smallint, ARRAY[k]));
 END $$;
 
 -- Why holds were not settled. A payment that shows up after a refusal gets its
 -- dead letter; the verdict stands.
-CREATE FUNCTION holdfast_not_settled(p_now timestamptz, p_day text[], p_ids uuid[], p_payment text[], p_local uuid[], p_done uuid[])
+CREATE FUNCTION holdfast_not_settled(p_epoch bigint, p_day text[], p_ids uuid[], p_payment text[], p_local uuid[])
 RETURNS TABLE (id uuid, code text, hold holds)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
-DECLARE h holds; i int := 1;
+DECLARE v_now timestamptz := holdfast_begin(p_epoch); h holds; i int := 1;
 BEGIN
     FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
         WHILE p_ids[i] <> h.id LOOP i := i + 1; END LOOP;
-        CONTINUE WHEN h.id = ANY (p_done);
         id := h.id; hold := h;
         IF h.verdict = 1 THEN
             code := 'already';
         ELSIF h.status = 4 THEN
             code := 'verdict_is_other';
-            PERFORM holdfast_dead_letters(p_now, ARRAY[h.id], ARRAY['late_success'], ARRAY['payment ' || p_payment[i]], false);
+            PERFORM holdfast_dead_letters(v_now, ARRAY[h.id], ARRAY['late_success'], ARRAY['payment ' || p_payment[i]], false);
             DELETE FROM attempts t WHERE t.hold_id = h.id;
         ELSIF h.status = 2 AND p_local[i] <> h.recipient THEN
             RAISE EXCEPTION 'hold % pays % and not %', h.id, h.recipient, p_local[i] USING ERRCODE = 'HF002';
+        ELSIF h.status = 2 THEN
+            code := 'outcome_unknown'; -- it changed between the two looks: the next drive finds out
         ELSE
             code := 'impossible_state';
         END IF;

@@ -25,7 +25,7 @@ BEGIN
         RETURN NEXT;
     END LOOP;
     IF u <> '{}' THEN
-        PERFORM holdfast_post(u, c, m, v_new, 3::smallint, 1::smallint, 3::smallint);
+        PERFORM holdfast_post(u, c, m, v_new, array_fill(3::smallint, ARRAY[cardinality(v_new)]));
     END IF;
 END $$;
 
@@ -118,9 +118,9 @@ BEGIN
         RETURN NEXT;
     END LOOP;
     IF v_ids <> '{}' THEN
-        PERFORM holdfast_barrier(v_now, v_ids, 1::smallint, 3::smallint, v_bucket);
+        PERFORM holdfast_barrier(v_now, v_ids, array_fill(1::smallint, ARRAY[cardinality(v_ids)]), 3::smallint, v_bucket);
         PERFORM holdfast_set_holds(v_now, v_day, v_ids, 'refunded_at = $2', NULL);
-        PERFORM holdfast_post(u, c, m, v_ids, 2::smallint, 1::smallint, 4::smallint);
+        PERFORM holdfast_post(u, c, m, v_ids, array_fill(4::smallint, ARRAY[cardinality(v_ids)]));
         UPDATE dead_letters d SET unrefunded = false, resolution = coalesce(d.resolution, 'refunded')
         WHERE d.hold_id = ANY (v_ids) AND d.unrefunded;
     END IF;
@@ -187,8 +187,8 @@ BEGIN
         RETURN NEXT;
     END LOOP;
     IF v_ids <> '{}' THEN
-        PERFORM holdfast_barrier(v_now, v_ids, 1::smallint, 3::smallint, v_bucket);
+        PERFORM holdfast_barrier(v_now, v_ids, array_fill(1::smallint, ARRAY[cardinality(v_ids)]), 3::smallint, v_bucket);
         PERFORM holdfast_set_holds(v_now, v_day, v_ids, 'status = 5, cancelled_at = $2', NULL);
-        PERFORM holdfast_post(u, c, m, v_ids, 2::smallint, 1::smallint, 5::smallint);
+        PERFORM holdfast_post(u, c, m, v_ids, array_fill(5::smallint, ARRAY[cardinality(v_ids)]));
     END IF;
 END $$;

@@ -50,11 +50,7 @@ BEGIN
         END IF;
     END LOOP;
     IF u <> '{}' THEN
-        IF v_move = 6 THEN
-            PERFORM holdfast_post(u, c, m, f, 4::smallint, 1::smallint, v_move);
-        ELSE
-            PERFORM holdfast_post(u, c, m, f, 1::smallint, 4::smallint, v_move);
-        END IF;
+        PERFORM holdfast_post(u, c, m, f, array_fill(v_move, ARRAY[cardinality(u)]));
         SELECT 9000000000000000000 / s.shards INTO v_cap FROM shard_self s;
         FOR r IN SELECT k, (CASE v_move WHEN 6 THEN 1 ELSE -1 END * sum(a))::bigint AS delta FROM unnest(c, m) t(k, a) GROUP BY k ORDER BY k LOOP
             INSERT INTO issuance AS x (currency, issued) VALUES (r.k, greatest(r.delta, 0))
@@ -77,8 +73,7 @@ DECLARE v_n int; v_now timestamptz := holdfast_begin(p_epoch);
 BEGIN
     INSERT INTO accounts (user_id, currency, opened_at) SELECT u, p_currency, v_now FROM unnest(p_users) u ORDER BY u ON CONFLICT DO NOTHING;
     GET DIAGNOSTICS v_n = ROW_COUNT;
-    PERFORM holdfast_post(array_agg(u ORDER BY u), array_agg(p_currency), array_agg(p_amount), array_agg(gen_random_uuid()),
-        4::smallint, 1::smallint, 6::smallint)
+    PERFORM holdfast_post(array_agg(u ORDER BY u), array_agg(p_currency), array_agg(p_amount), array_agg(gen_random_uuid()), array_agg(6::smallint))
     FROM unnest(p_users) u;
     INSERT INTO issuance AS x (currency, issued) VALUES (p_currency, p_amount * cardinality(p_users))
     ON CONFLICT (currency) DO UPDATE SET issued = x.issued + excluded.issued;
