@@ -76,8 +76,9 @@ const (
 	maxAmount    = 100   // of an ordinary hold
 	maxLag       = time.Second
 	maxAnswer    = 4 << 20
-	setUpAtOnce  = 16 // requests of Prepare and Settle in flight
-	settlePause  = 150 * time.Millisecond
+	setUpAtOnce  = 16                     // requests of Prepare and Settle in flight
+	settlePause  = 100 * time.Millisecond // between two rounds of reading; it grows
+	settleMost   = time.Second
 	pageSize     = 200
 	maxPages     = 2000 // of one sender's list
 	clientSetUp  = -1
@@ -145,7 +146,7 @@ func (c *Config) defaults() error {
 
 // stream is the randomness of one purpose; streams of one seed are independent.
 func stream(seed int64, purpose uint64) *rand.Rand {
-	return rand.New(rand.NewPCG(uint64(seed), 0x776f726b6c6f6164^purpose<<32)) //nolint:gosec // a schedule, not a secret
+	return rand.New(rand.NewPCG(uint64(seed), 0x776f726b6c6f6164^purpose<<32))
 }
 
 // mark starts every key of a run.

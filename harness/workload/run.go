@@ -20,7 +20,8 @@ type Stats struct {
 // Run works until ctx ends and every operation in flight was answered or given
 // up, which takes GiveUp and one RequestTimeout at most. Each intent has its time whatever became of
 // those before it; a client that is late for more than a second skips, so that
-// the end of a long fault is no avalanche of the harness's own making.
+// the end of a long fault is no avalanche of the harness's own making. A world
+// runs once: a second run would repeat the keys of the first.
 func (w *World) Run(ctx context.Context) Stats {
 	start := time.Now()
 	for i := range w.cfg.Clients {

@@ -61,7 +61,7 @@ func (w *World) Settle(ctx context.Context) *Settled {
 	quiet := w.quiet()
 	w.repeatCash(ctx)
 	w.lookUp(ctx)
-	left := w.senders()
+	left, wait := w.senders(), settlePause
 	for len(left) > 0 {
 		round := time.Now()
 		again := w.readAll(ctx, left, s)
@@ -70,9 +70,10 @@ func (w *World) Settle(ctx context.Context) *Settled {
 		}
 		slices.SortFunc(again, func(a, b holdfast.UserID) int { return slices.Compare(a[:], b[:]) })
 		left = slices.Compact(again)
-		if !pause(ctx, settlePause) {
+		if !pause(ctx, wait) {
 			break
 		}
+		wait = min(wait*3/2, settleMost) // a long list is not read for nothing
 	}
 	w.judge(s)
 	w.recordEnds(s)
