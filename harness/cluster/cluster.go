@@ -68,6 +68,9 @@ type Cluster struct {
 	links     map[string]*Link
 	disks     []*Disk // per shard; nil: where it always was
 
+	watching chan struct{} // closed to end watch
+	watchers sync.WaitGroup
+
 	mu       sync.Mutex
 	stopOnce sync.Once
 	stopErr  error
@@ -93,6 +96,7 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	if err := c.wire(); err != nil {
 		return nil, err
 	}
+	c.watchers.Go(c.watch)
 	if err := c.startProcesses(ctx); err != nil {
 		return nil, err
 	}
@@ -113,7 +117,7 @@ func prepare(cfg Config) (*Cluster, error) {
 		}
 	}
 	c := &Cluster{cfg: cfg, log: slog.New(slog.DiscardHandler), spawner: newSpawner(), links: map[string]*Link{},
-		disks:  make([]*Disk, cfg.Shards),
+		disks: make([]*Disk, cfg.Shards), watching: make(chan struct{}),
 		secret: secret(), branch: secret(), http: &http.Client{Timeout: 5 * time.Second,
 			Transport: &http.Transport{DisableKeepAlives: true}}}
 	if cfg.Log != nil {
@@ -229,6 +233,8 @@ func (c *Cluster) Stop(ctx context.Context) error {
 			all.Go(func() { errs[i] = p.StopGracefully(ctx) })
 		}
 		all.Wait()
+		close(c.watching)
+		c.watchers.Wait()
 		for _, l := range c.links {
 			l.close()
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -231,6 +232,16 @@ func testKills(t *testing.T, w *world) {
 		}
 		w.executed(t, id)
 	}
+	// One of each is enough, and who dials a dead one is refused.
+	for _, role := range []Role{Participant, Scheduler} {
+		check(t, w.c.Process(role, 0).Kill())
+	}
+	w.works(t)
+	mend(t, w.c)
+	check(t, w.c.Process(Coordinator, 0).Kill())
+	if _, err := w.clients[0].Account(t.Context(), w.sender); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a dead coordinator answers %v", err)
+	}
 	p := w.c.Process(Coordinator, 1)
 	check(t, p.StopGracefully(t.Context()))
 	if p.ExitCode() != 0 {
@@ -370,6 +381,13 @@ func testServers(t *testing.T, w *world) {
 	check(t, w.c.Shard(0).StopImmediate(t.Context()))
 	check(t, w.c.Shard(1).Kill())
 	check(t, w.c.Redis.Kill())
+	testkit.Eventually(t, patience, func() (bool, string) {
+		conn, err := net.Dial("tcp", w.c.Link("scheduler0", "redis").Addr)
+		if err == nil {
+			conn.Close()
+		}
+		return errors.Is(err, syscall.ECONNREFUSED), fmt.Sprintf("the link to a dead Redis: %v", err)
+	})
 	mend(t, w.c)
 	w.executed(t, id)
 }
@@ -402,6 +420,11 @@ func testClock(t *testing.T, w *world) {
 	if w.c.Shard(1).Pid() != pid {
 		t.Error("the server was restarted to change its clock again")
 	}
+	p := w.c.Process(Scheduler, 0)
+	check(t, p.Restart(t.Context(), "HOLDFAST_CLOCK_OFFSET=+5m"))
+	testkit.Eventually(t, patience, func() (bool, string) {
+		return strings.Contains(p.Log(), `"shard_minus_process_ms":-`), "the scheduler's clock is not off: " + p.Log()
+	})
 	mend(t, w.c)
 	if got := off(); got != 0 {
 		t.Errorf("the clock is off by %s after Mend", got)

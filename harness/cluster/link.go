@@ -36,8 +36,10 @@ type Link struct {
 	up, down *lane
 
 	mu      sync.Mutex
-	refused bool
-	rst     bool
+	refused bool         // by Refuse
+	dead    bool         // nobody listens behind it
+	closed  bool         // for good
+	rst     bool         // the proxy ends connections with RST
 	drops   atomic.Int64 // connections closed by Refuse
 }
 
@@ -157,20 +159,19 @@ func (l *Link) ResetPeer(probability float64) error {
 	return nil
 }
 
-// Refuse closes every connection and refuses new ones, as a firewall or a dead
-// machine's neighbour does.
+// Refuse closes every connection and refuses new ones, as a firewall does that
+// answers.
 func (l *Link) Refuse() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.refused {
-		return
+	if !l.refused {
+		l.refused = true
+		l.drops.Add(1)
+		_ = l.open() // to close cannot fail
 	}
-	l.refused = true
-	l.drops.Add(1)
-	l.proxy.Stop()
 }
 
-// healTime is how long a refused link tries to get its own port back.
+// healTime is how long a closed link tries to get its own port back.
 const healTime = 10 * time.Second
 
 // Heal ends every fault. What was held back arrives now.
@@ -186,18 +187,34 @@ func (l *Link) Heal() error {
 		}
 		l.rst = false
 	}
-	if !l.refused {
+	l.refused = false
+	return l.open()
+}
+
+// alive tells the link whether somebody listens behind it. A proxy would take
+// the connection and drop it; a machine refuses it, and who dials can tell that
+// surely nothing was sent.
+func (l *Link) alive(is bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dead = !is
+	return l.open()
+}
+
+// open makes the proxy listen or not, as it should; mu is held.
+func (l *Link) open() error {
+	if l.refused || l.dead || l.closed {
+		l.proxy.Stop()
 		return nil
 	}
 	deadline := time.Now().Add(healTime)
 	for {
 		err := l.proxy.Start()
-		if err == nil {
-			l.refused = false
+		if err == nil || errors.Is(err, toxiproxy.ErrProxyAlreadyStarted) {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("heal %s: %w", l, err)
+			return fmt.Errorf("open the link %s: %w", l, err)
 		}
 		<-time.After(pollEvery)
 	}
@@ -235,8 +252,6 @@ func (l *Link) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.each(func(r *rules) { *r = rules{number: r.number} })
-	if !l.refused {
-		l.refused = true
-		l.proxy.Stop()
-	}
+	l.closed = true
+	_ = l.open()
 }

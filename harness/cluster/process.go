@@ -144,6 +144,7 @@ func (p *Process) start(ctx context.Context, env []string) error {
 	go func() {
 		defer close(l.done)
 		_ = cmd.Wait() // how it ended is in ProcessState
+		_ = p.c.behind(p.Name, false)
 	}()
 	p.mu.Lock()
 	p.life, p.paused = l, false
@@ -174,7 +175,7 @@ func (p *Process) answers(ctx context.Context, l *life) error {
 	for {
 		code, _, err := p.c.get(ctx, p.opsURL()+"/livez")
 		if err == nil && code == http.StatusOK && l.running() {
-			return nil
+			return p.c.behind(p.Name, true)
 		}
 		select {
 		case <-l.done:

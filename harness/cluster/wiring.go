@@ -12,9 +12,13 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/holdfast-escrow/holdfast/internal/embed"
 )
+
+// payment is the other end of a coordinator's link to the payment API.
+const payment = "payment"
 
 func (c *Cluster) embedDir() string { return filepath.Join(c.cfg.Dir, "servers") }
 
@@ -134,7 +138,7 @@ func (c *Cluster) wireProcess(proxies *proxies, p *Process) error {
 		set["HOLDFAST_SHARD_COUNT"] = strconv.Itoa(c.cfg.Shards)
 		set["HOLDFAST_PARTICIPANTS"] = w.peers(Participant)
 		set["HOLDFAST_REDIS_URL"] = w.redis()
-		set["HOLDFAST_PAYMENT_URL"] = "http://" + w.link(p.Name, "payment", c.Process(PaymentSim, 0).Sim)
+		set["HOLDFAST_PAYMENT_URL"] = "http://" + w.link(p.Name, payment, c.Process(PaymentSim, 0).Sim)
 		set["HOLDFAST_PAYMENT_TIMEOUT"] = "2s"
 	case Scheduler:
 		set["HOLDFAST_SHARDS"] = w.shards()
@@ -185,6 +189,45 @@ func (w *wirer) peers(role Role) string {
 		out = append(out, "http://"+w.link(w.p.Name, peer.Name, peer.Branch))
 	}
 	return strings.Join(out, ",")
+}
+
+// behind opens the links to somebody who listens, or closes those to somebody
+// who is gone.
+func (c *Cluster) behind(name string, alive bool) error {
+	var errs []error
+	for _, l := range c.links {
+		if l.To == name || (l.To == payment && name == string(PaymentSim)+"0") {
+			errs = append(errs, l.alive(alive))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// watch does for the servers what processes do themselves: they are killed and
+// started by whoever has them, and tell nobody.
+func (c *Cluster) watch() {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	pids := map[string]int{}
+	for {
+		now := map[string]int{"redis": c.Redis.Pid()}
+		for i := range c.cfg.Shards {
+			now["shard"+strconv.Itoa(i)] = c.Shard(i).Pid()
+		}
+		for name, pid := range now {
+			if was, known := pids[name]; known && (was == 0) != (pid == 0) {
+				if err := c.behind(name, pid != 0); err != nil {
+					c.log.Error("a server is back but its link is not", "server", name, "error", err.Error())
+				}
+			}
+		}
+		pids = now
+		select {
+		case <-c.watching:
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // maxAnswer bounds what is read of one answer.

@@ -2,8 +2,10 @@ package embed
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -157,5 +159,44 @@ func TestPostgres_start_again_waits_for_its_port(t *testing.T) {
 	check(t, <-started)
 	if p.Addr() != addr || query(t, s.DSNs[0], "SELECT 1") != "1" {
 		t.Errorf("came back on %s, was on %s", p.Addr(), addr)
+	}
+}
+
+func TestPostgres_hard_ways(t *testing.T) {
+	t.Parallel()
+	s := start(t, Config{Dir: tempDir(t), Shards: 1, FastTests: true})
+	p := s.Postgres(0)
+	exec1(t, s.DSNs[0], "CREATE TABLE kept (n int)")
+	conn, err := pgx.Connect(t.Context(), s.DSNs[0])
+	check(t, err)
+	defer conn.Close(context.Background())
+	check(t, p.Pause()) // a paused one can be stopped, too
+	check(t, p.StopImmediate(t.Context()))
+	check(t, p.StopImmediate(t.Context())) // as can a stopped one
+	if p.Pid() != 0 || conn.Ping(t.Context()) == nil {
+		t.Error("the server outlived an immediate stop")
+	}
+	p.SetEnv("TZ=Asia/Tokyo", "PGTZ=Asia/Tokyo")
+	if got := p.Env(); len(got) != 2 {
+		t.Errorf("variables %q", got)
+	}
+	check(t, p.StartAgain(t.Context()))
+	if got := query(t, s.DSNs[0], "SELECT count(*) FROM kept"); got != "0" {
+		t.Errorf("count %s after the recovery", got)
+	}
+	raw, err := os.ReadFile(p.Log())
+	check(t, err)
+	if !strings.Contains(string(raw), "received immediate shutdown request") {
+		t.Errorf("the server was not asked to stop at once:\n%s", raw)
+	}
+	environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.Pid()))
+	if runtime.GOOS == "linux" && !strings.Contains(string(environ), "TZ=Asia/Tokyo\x00") {
+		t.Error("the server was not given its variables")
+	}
+	info, err := os.Stat(p.DataDir())
+	check(t, err)
+	uid, _ := p.Owner()
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != uid {
+		t.Errorf("the data does not belong to %d", uid)
 	}
 }
