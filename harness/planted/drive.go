@@ -1,0 +1,48 @@
+//go:build planted
+
+package planted
+
+// Bugs in how a hold is driven from its claim to its end.
+var driveBugs = []Bug{
+	{
+		Name:    "recipient_check_after_claim",
+		About:   "The recipient is checked when the coins are about to arrive, after claim and payment, and the hold refused then.",
+		Catches: "recipient banned between create and maturity: I7 (an effect of a refunded hold)",
+		Edits: []Edit{
+			{"coordinator/drive.go", `	c.checkRecipients(ctx, b)
+	if ctx.Err()`, `	if ctx.Err()`},
+			{"coordinator/execute.go", `func (d *drive) settle(ctx context.Context, paymentID string) {
+`, `func (d *drive) settle(ctx context.Context, paymentID string) {
+	check := d.c.shards.Check(ctx, d.c.cfg.Map.OfUser(d.hold.Recipient),
+		[]branch.CheckItem{{User: d.hold.Recipient, Currency: d.hold.Currency}})[0].Code
+	if check == branch.CodeUnknownRecipient || check == branch.CodeRecipientNotPayable {
+		d.refuse(ctx, string(check))
+		return
+	}
+`},
+		},
+	},
+	{
+		Name:    "credit_before_verdict",
+		About:   "The recipient on another shard is credited as soon as the payment is known, the verdict is written after it.",
+		Catches: "the consistent cut: I2 (a credit without a verdict); a success after a person's refund: I1",
+		Edits: []Edit{{"coordinator/execute.go", `func (d *drive) settle(ctx context.Context, paymentID string) {
+`, `func (d *drive) settle(ctx context.Context, paymentID string) {
+	if to := d.c.cfg.Map.OfUser(d.hold.Recipient); to != d.shard {
+		d.c.shards.Credit(ctx, to, []branch.CreditItem{{ID: d.hold.ID, Recipient: d.hold.Recipient, Currency: d.hold.Currency, Amount: d.hold.Amount}})
+	}
+`}},
+	},
+	{
+		Name:    "refund_lost_with_process",
+		About:   "Refunds are done by whoever wrote the verdict; nobody looks for those that a dead process left behind.",
+		Catches: "exit at verdict_refused_committed: I11, I12 (FAILED and never refunded)",
+		Edits: []Edit{
+			{"coordinator/refund.go", `			c.refundLeftovers(ctx)
+`, ``},
+			{"coordinator/drive.go", `		case branch.CodeToRefund:
+			c.wantRefund(r.Hold.ID)
+`, ``},
+		},
+	},
+}
