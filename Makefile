@@ -14,9 +14,11 @@ STAMP := $(shell git status --porcelain >/dev/null 2>&1 && echo -buildvcs=true)
 RACE_PKGS ?= ./...
 TEST_FLAGS ?=
 BENCH_FLAGS ?=
+CHAOS_FLAGS ?=
+SEEDS ?= $(if $(filter-out 0,$(ALL)),5,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench test check build fmt lint unit full race
+.PHONY: help run demo bench chaos bugs test check build fmt lint unit full race
 
 help: ## list what there is to do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +39,17 @@ bench: build ## load on the stack that make run has up here, else about three mi
 		.ci/step "creates as fast as they go" bin/holdfast bench --embedded --scenario create --rate 0 --duration 45s $(BENCH_FLAGS) && \
 		.ci/step "lifecycles as fast as they go" bin/holdfast bench --embedded --scenario lifecycle --rate 0 --duration 60s $(BENCH_FLAGS); \
 	fi
+
+chaos: ## a dozen faults, other ones every day, in about three minutes (ALL=1: every fault, 5 seeds; SEEDS=20)
+	@.ci/install servers
+	@go build $(STAMP) -trimpath -tags failpoints -o bin/holdfast-chaos ./cmd/holdfast
+	@.ci/step "failure injection" bin/holdfast-chaos chaos run $(if $(filter-out 0,$(ALL)),--all,--time 3m) --seeds $(SEEDS) \
+		--report chaos-report.html --json chaos-report.json $(CHAOS_FLAGS)
+
+bugs: ## plant each known bug, show which check finds it first
+	@.ci/install servers
+	@go build $(STAMP) -trimpath -tags failpoints,planted -o bin/holdfast-chaos ./cmd/holdfast
+	@.ci/step "planted bugs" bin/holdfast-chaos chaos bugs $(CHAOS_FLAGS)
 
 test: ## everything that CI runs: lint, all tests on real servers, race
 	@.ci/step "servers" .ci/install servers

@@ -28,7 +28,7 @@ type chaosFlags struct {
 }
 
 func (a *app) chaosCommand() *cobra.Command {
-	return group("chaos", "Break a running Holdfast on purpose and prove that no coin is lost", a.chaosRunCommand(), a.chaosListCommand())
+	return group("chaos", "Break a running Holdfast on purpose and prove that no coin is lost", a.chaosRunCommand(), a.chaosListCommand(), a.chaosBugsCommand())
 }
 
 func (a *app) chaosListCommand() *cobra.Command {

@@ -29,8 +29,14 @@ func clockFaults() []Fault {
 			About:  fmt.Sprintf("The clock of every scheduler is five minutes %s: claims stop, and go on when it is right.", c.name),
 			Strike: schedulerClock(c.off)})
 	}
-	return append(out, Fault{Name: "one-scheduler-clock-off", Theme: "clock", Quick: true, Covers: "5, I8, I12",
-		About: "The clock of one scheduler is five minutes off: it drives nothing, the other one everything.", Strike: oneClock})
+	return append(out,
+		Fault{Name: "shard-behind-early-triggers", Theme: "clock", Cluster: "clock", Covers: "2, I8", Can: canFake, Within: recoverShard,
+			About:  "The clock of a shard is 1.5 s behind everybody's, which is allowed, and every trigger is early: its own clock decides, nothing is claimed before it says so.",
+			Strike: behindAndEarly},
+		Fault{Name: "coordinator-clock-off", Theme: "clock", Quick: true, Covers: "2, I8",
+			About: "The clock of one coordinator is five minutes off: what it creates and drives is decided by the shards' clocks.", Strike: coordinatorClock},
+		Fault{Name: "one-scheduler-clock-off", Theme: "clock", Quick: true, Covers: "5, I8, I12",
+			About: "The clock of one scheduler is five minutes off: it drives nothing, the other one everything.", Strike: oneClock})
 }
 
 func canFake() string {
@@ -54,6 +60,28 @@ func shardClock(off time.Duration) func(context.Context, *Run) error {
 		r.Struck(1)
 		return r.Wait(ctx, 5*time.Second)
 	}
+}
+
+func behindAndEarly(ctx context.Context, r *Run) error {
+	for i := range r.Cluster.Shards() {
+		if err := r.Cluster.ShardClock(ctx, i, -1500*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return tamper(early)(ctx, r)
+}
+
+func coordinatorClock(ctx context.Context, r *Run) error {
+	off := 5 * time.Minute
+	if r.Rand.IntN(2) == 0 {
+		off = -off
+	}
+	if err := r.restartWith(ctx, r.one(cluster.Coordinator), clockVariable+"="+off.String()); err != nil {
+		return err
+	}
+	r.Note("the clock is %s off", off)
+	r.Struck(1)
+	return r.Wait(ctx, 4*time.Second)
 }
 
 // cancelFar gives holds back that a wrong clock has put hours ahead: they are

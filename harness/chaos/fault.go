@@ -59,7 +59,7 @@ func (f *Fault) within() time.Duration {
 // Faults is every fault, by theme.
 func Faults() []Fault {
 	return slices.Concat(killFaults(), pointFaults(), postgresFaults(), redisFaults(), clockFaults(), paymentFaults(),
-		answerFaults(), breakerFaults(), networkFaults(), raceFaults(), protocolFaults(), rollingFaults())
+		answerFaults(), breakerFaults(), networkFaults(), raceFaults(), protocolFaults(), oddFaults(), rollingFaults())
 }
 
 // Find picks faults by name; a name may end in * . The order is that of the

@@ -168,8 +168,16 @@ func banMany(ctx context.Context, r *Run) error {
 	if err := r.Payments(ctx, paysim.Faults{Banned: banned}); err != nil {
 		return err
 	}
-	if err := r.Wait(ctx, 4*time.Second); err != nil {
-		return err
+	opened := false
+	_ = r.Until(ctx, 4*time.Second, "a breaker that counts refusals", func() bool {
+		for i := range 2 {
+			b, err := r.breaker(ctx, i)
+			opened = opened || err == nil && b.State != "closed"
+		}
+		return opened
+	})
+	if opened {
+		r.Fail("the breaker opened: a refusal is no error of the payment API")
 	}
 	after, err := r.PayStats(ctx)
 	r.Struck(struckBySim(after, "banned") - struckBySim(before, "banned"))

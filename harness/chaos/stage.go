@@ -111,8 +111,7 @@ func (t *theater) Begin(ctx context.Context, r *Run) (err error) {
 	if t.base == nil {
 		t.base = t.usage()
 	}
-	r.Checker = checker.New(checker.Config{Target: checker.Target{DSNs: t.cluster.DSNs(), Map: t.cluster.Map(), PaymentURL: t.cluster.PaymentAdmin()},
-		History: r.World.History, Pictures: t.dir, Bound: 2 * r.Fault.within()})
+	r.Checker = t.checker(r)
 	r.load = &load{}
 	var working, watching context.Context
 	working, r.load.stop = context.WithCancel(ctx)
@@ -120,6 +119,18 @@ func (t *theater) Begin(ctx context.Context, r *Run) (err error) {
 	r.load.done.Go(func() { r.World.Run(working) })
 	r.load.cuts.Go(func() { r.Checker.Watch(watching, cutEvery, func(v []checker.Violation) { r.Violate(v...) }) })
 	return r.Wait(ctx, warmUp)
+}
+
+func (t *theater) checker(r *Run) *checker.Checker {
+	return checker.New(checker.Config{Target: checker.Target{DSNs: t.cluster.DSNs(), Map: t.cluster.Map(),
+		PaymentURL: t.cluster.PaymentAdmin(), Prove: r.prove},
+		History: r.World.History, Pictures: t.dir, Bound: 2 * r.Fault.within()})
+}
+
+// prove asks the product for its own proof, for the checker to compare.
+func (r *Run) prove(ctx context.Context) (bool, string, error) {
+	proof, text, err := r.API(0).Prove(ctx)
+	return proof.OK, string(text), err
 }
 
 // Heal mends the cluster. Payments to the refusable are refused all the same:
@@ -143,6 +154,12 @@ func (r *Run) endLoad() {
 		r.load.stop()
 		r.load.done.Wait()
 	}
+}
+
+// endCuts lets the last cut under load end.
+func (r *Run) endCuts() {
+	r.load.quiet()
+	r.load.cuts.Wait()
 }
 
 // Rest is what a run has promised to show.
@@ -170,8 +187,7 @@ func (t *theater) Rest(ctx context.Context, r *Run) error {
 			r.Fail("hold %s is %s, matured at %s", h.ID, h.Status, h.UnlockAt.Format(time.RFC3339Nano))
 		}
 	}
-	r.load.quiet()
-	r.load.cuts.Wait()
+	r.endCuts()
 	report, err := r.Checker.AtRest(ctx, r.World.History)
 	if err != nil {
 		return err
@@ -227,8 +243,7 @@ func (t *theater) fill(ctx context.Context, r *Run) {
 func (t *theater) finish(r *Run) {
 	r.endLoad()
 	if r.load != nil {
-		r.load.quiet()
-		r.load.cuts.Wait()
+		r.endCuts()
 		r.load = nil
 		r.Checker.Close()
 		r.World.Close()

@@ -35,7 +35,9 @@ func (h *Hand) Create(ctx context.Context, key string, sender, recipient holdfas
 }
 
 // Cancel asks for the end of the hold that an operation was answered with.
-func (h *Hand) Cancel(ctx context.Context, created Op) Op { return h.w.cancel(ctx, h.l, seenOf(created)) }
+func (h *Hand) Cancel(ctx context.Context, created Op) Op {
+	return h.w.cancel(ctx, h.l, seenOf(created))
+}
 
 // Read asks for it.
 func (h *Hand) Read(ctx context.Context, created Op) Op { return h.w.get(ctx, h.l, seenOf(created)) }
