@@ -27,7 +27,7 @@ func outcomeText(o paysim.Outcome) string {
 	return fmt.Sprintf("%s %d to %s at %s", what, o.Amount, o.Recipient, clock(o.At))
 }
 
-// paid are the effects of a hold, refused whether the payment API refused it.
+// of is the payments of a hold, and whether the payment API has refused it.
 func (e *effects) of(id holdfast.HoldID) (paid []paysim.Outcome, refused bool) {
 	for _, o := range e.byHold[id] {
 		if o.Refused {

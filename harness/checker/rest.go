@@ -11,6 +11,7 @@ import (
 
 	"github.com/holdfast-escrow/holdfast"
 	"github.com/holdfast-escrow/holdfast/harness/workload"
+	"github.com/holdfast-escrow/holdfast/internal/apiclient"
 )
 
 // Report is what a check at rest has found.
@@ -90,6 +91,14 @@ func distinct(list []Violation) []Violation {
 		}
 	}
 	return out
+}
+
+// ProveBy asks a coordinator's admin API for the product's own proof.
+func ProveBy(api *apiclient.Client) func(context.Context) (bool, string, error) {
+	return func(ctx context.Context) (bool, string, error) {
+		p, text, err := api.Prove(ctx)
+		return p.OK, string(text), err
+	}
 }
 
 // prove runs the product's own proof: it must agree about the books.

@@ -38,11 +38,7 @@ func TestUnderLoad(t *testing.T) {
 	if err := stack.Sim.SetFaults(faults); err != nil {
 		t.Fatal(err)
 	}
-	prove := func(ctx context.Context) (bool, string, error) {
-		p, text, err := stack.API.Prove(ctx)
-		return p.OK, string(text), err
-	}
-	c := New(Config{Target: Target{DSNs: dsns, Map: stack.Map, PaymentURL: stack.Sim.URL, Prove: prove}, History: w.History,
+	c := New(Config{Target: Target{DSNs: dsns, Map: stack.Map, PaymentURL: stack.Sim.URL, Prove: ProveBy(stack.API)}, History: w.History,
 		Bound: 30 * time.Second, Pictures: t.TempDir()})
 	t.Cleanup(c.Close)
 	watched, stop := context.WithCancel(ctx)

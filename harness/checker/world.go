@@ -188,11 +188,6 @@ type world struct {
 	errs    []error
 }
 
-// whole reports whether every shard was read.
-func (w *world) whole() bool {
-	return w != nil && !slices.Contains(w.shards, nil)
-}
-
 // hold finds a hold on the shard that owns it; nil if that was not read or has
 // no such hold.
 func (w *world) hold(m *holdfast.ShardMap, id holdfast.HoldID) *hold {

@@ -39,7 +39,6 @@ type scene struct {
 	users   *holdfast.ShardMap
 	history *workload.History
 	journal []byte
-	proof   string // what the product's own proof said at the end
 	names   *strings.Replacer
 
 	api                              *apiclient.Client
