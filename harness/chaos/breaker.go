@@ -127,14 +127,18 @@ func hangingProbe(ctx context.Context, r *Run) error {
 	}); err != nil {
 		return err
 	}
+	if err := r.Payments(ctx, paysim.Faults{Mode: paysim.ModeHang}); err != nil {
+		return err
+	}
+	// A breaker that was closed still learns it from its own calls.
+	const d = 5 * time.Second
+	if err := r.Wait(ctx, d/2); err != nil {
+		return err
+	}
 	before, err := r.PayStats(ctx)
 	if err != nil {
 		return err
 	}
-	if err := r.Payments(ctx, paysim.Faults{Mode: paysim.ModeHang}); err != nil {
-		return err
-	}
-	const d = 5 * time.Second
 	if err := r.Wait(ctx, d); err != nil {
 		return err
 	}
@@ -144,9 +148,9 @@ func hangingProbe(ctx context.Context, r *Run) error {
 	}
 	hung := after.Struck["hang"] - before.Struck["hang"]
 	r.Struck(hung)
-	// One second open, one second until the trial times out: three calls in two
-	// seconds and coordinator, and those that a closed one may still send.
-	if most := 60; hung > most {
+	// A second open, a second until the trial calls time out: three calls of
+	// each coordinator in two seconds.
+	if most := 30; hung > most {
 		r.Fail("%d trial calls hung in %s, want at most %d", hung, d, most)
 	}
 	return nil

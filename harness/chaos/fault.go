@@ -37,6 +37,8 @@ type Fault struct {
 	Load func(*workload.Config)
 	// Within is how soon after the heal nothing may be overdue; 0: recoverIn.
 	Within time.Duration
+	// Clocks is how far the fault sets clocks of shards apart; see checker.Config.
+	Clocks time.Duration
 	// Strike injects the fault, counts with Run.Struck, and returns when the
 	// heal may begin. What it breaks in the cluster the runner mends. An error
 	// is a demand of the fault that was not met, or the fault that could not

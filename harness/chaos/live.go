@@ -31,6 +31,9 @@ func newDisplay(out io.Writer, total int) *display {
 	return d
 }
 
+// shownReasons are told here; the report has all of them.
+const shownReasons = 6
+
 const rowFormat = "%-34s %8s %7s %7s %7s %8s %9s %9s  %s"
 
 func (d *display) head() {
@@ -76,8 +79,16 @@ func (d *display) result(r *Result) {
 		return
 	}
 	if r.Skipped == "" {
-		for _, reason := range r.Reasons() {
-			d.line("    " + reason)
+		reasons := r.Reasons()
+		for _, reason := range reasons[:min(shownReasons, len(reasons))] {
+			first, rest, more := strings.Cut(reason, "\n")
+			if more {
+				first += fmt.Sprintf(" … (%d lines in the report)", 1+strings.Count(rest, "\n"))
+			}
+			d.line("    " + first)
+		}
+		if n := len(reasons) - shownReasons; n > 0 {
+			d.line(fmt.Sprintf("    and %d more in the report", n))
 		}
 	}
 	d.line("    again with: " + r.Replay)

@@ -78,9 +78,10 @@ const (
 	// nobody has ever paid.
 	forgeSQL = `SELECT code FROM holdfast_credit((SELECT epoch FROM shard_self), ARRAY[$1::uuid], ARRAY[$2::uuid], ARRAY['RBX'], ARRAY[5::bigint], ARRAY[$3::smallint])`
 	// undoSQL takes it back, for the checker that comes after.
-	undoTriggersSQL = `DO $$ DECLARE t text; BEGIN
-		FOR t IN SELECT relid::text FROM pg_partition_tree('entries') WHERE isleaf LOOP
-			EXECUTE 'ALTER TABLE ' || t || ' %s TRIGGER USER';
+	undoTriggersSQL = `DO $$ DECLARE t record; BEGIN
+		FOR t IN SELECT tgrelid::regclass::text AS name, tgname FROM pg_trigger WHERE NOT tgisinternal AND tgparentid = 0
+			AND tgrelid IN (SELECT relid FROM pg_partition_tree('entries') UNION ALL SELECT relid FROM pg_partition_tree('barrier')) LOOP
+			EXECUTE format('ALTER TABLE %%s %[1]s TRIGGER %%I', t.name, t.tgname);
 		END LOOP; END $$`
 	undoEntriesSQL = `DELETE FROM entries WHERE ref = $1`
 	undoBarrierSQL = `DELETE FROM barrier WHERE gid = $1`

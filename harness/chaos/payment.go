@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/holdfast-escrow/holdfast"
+	"github.com/holdfast-escrow/holdfast/harness/workload"
 	"github.com/holdfast-escrow/holdfast/internal/paysim"
 )
 
@@ -26,12 +27,21 @@ func paymentFaults() []Fault {
 		{Name: "banned-between", Theme: "payment", Quick: true, Covers: "2, I7", About: "A recipient's account is banned here after the create: the hold is refused before its claim, without a payment.",
 			Strike: banHere, After: banOver},
 		{Name: "key-forgotten", Theme: "payment", Cluster: "giveup", Covers: "2, I7",
-			Settings: map[string]string{"HOLDFAST_PAYMENT_KEY_LIFETIME": "1s", "HOLDFAST_PAYMENT_GIVE_UP": "3s"},
-			About:    "The payment API forgets a key after its lifetime: nothing is posted again, a person resolves it.", Strike: keyForgotten},
+			Settings: giveUpSoon, Load: few,
+			About: "The payment API forgets a key after its lifetime: nothing is posted again, a person resolves it.", Strike: keyForgotten},
 		{Name: "success-after-refund", Theme: "payment", Cluster: "giveup", Covers: "2, I7",
-			Settings: map[string]string{"HOLDFAST_PAYMENT_KEY_LIFETIME": "1s", "HOLDFAST_PAYMENT_GIVE_UP": "3s"},
-			About:    "A person declares payments not made, their coins go back, and then they turn up: the dead letter late_success says so.", Strike: successAfterRefund},
+			Settings: giveUpSoon, Load: few,
+			About: "A person declares payments not made, their coins go back, and then they turn up: the dead letter late_success says so.", Strike: successAfterRefund},
 	}
+}
+
+// giveUpSoon asks a person after a second instead of a day. The breaker stays
+// closed, so that the time counts.
+var giveUpSoon = map[string]string{"HOLDFAST_PAYMENT_KEY_LIFETIME": "1s", "HOLDFAST_PAYMENT_GIVE_UP": "1s", "HOLDFAST_BREAKER_ERROR_RATIO": "1"}
+
+// few holds: each of them will be a person's business.
+func few(c *workload.Config) {
+	c.Rate, c.Clients, c.RefusableShare, c.MaxDelay = 12, 6, -1, 2*time.Second
 }
 
 // answerFaults are the ways to answer badly, one fault each.

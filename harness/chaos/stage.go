@@ -124,7 +124,7 @@ func (t *theater) Begin(ctx context.Context, r *Run) (err error) {
 func (t *theater) checker(r *Run) *checker.Checker {
 	return checker.New(checker.Config{Target: checker.Target{DSNs: t.cluster.DSNs(), Map: t.cluster.Map(),
 		PaymentURL: t.cluster.PaymentAdmin(), Prove: r.prove},
-		History: r.World.History, Pictures: t.dir, Bound: 2 * r.Fault.within()})
+		History: r.World.History, Pictures: t.dir, Bound: 2*r.Fault.within() + r.Fault.Clocks, Clocks: r.Fault.Clocks})
 }
 
 // prove asks the product for its own proof, for the checker to compare.
