@@ -32,7 +32,6 @@ type Result struct {
 
 	Replay string `json:"replay"`         // the command that runs it again
 	Kept   string `json:"kept,omitempty"` // where history and logs of a failure lie
-	state  string // of a run that is not over, for the live table
 }
 
 // Ops counts the operations of the clients by outcome.
