@@ -18,10 +18,10 @@ CHAOS_FLAGS ?=
 SEEDS ?= $(if $(filter-out 0,$(ALL)),5,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench chaos bugs test check build fmt lint unit full race
+.PHONY: help run demo bench bench-peers chaos bugs test check build fmt lint unit full race
 
 help: ## list what there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: build ## start everything on private servers in the foreground (FRESH=1: empty)
 	@exec bin/holdfast up --install $(if $(filter-out 0,$(FRESH)),--fresh)
@@ -30,15 +30,13 @@ demo: build ## see holds created, cancelled, paid and refunded, then the proof
 	@.ci/install servers
 	@exec bin/holdfast demo
 
-bench: build ## load on the stack that make run has up here, else about three minutes on a fresh one
+bench: build ## about three minutes of load on a fresh stack: medians of three rounds against the goals
 	@.ci/install servers
-	@pid=$$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' .holdfast/run.json 2>/dev/null); \
-	if [ -n "$$pid" ] && kill -0 "$$pid" 2>/dev/null; then \
-		.ci/step "lifecycles on the running stack" bin/holdfast bench --scenario lifecycle --rate 0 --duration 60s $(BENCH_FLAGS); \
-	else \
-		.ci/step "creates as fast as they go" bin/holdfast bench --embedded --scenario create --rate 0 --duration 45s $(BENCH_FLAGS) && \
-		.ci/step "lifecycles as fast as they go" bin/holdfast bench --embedded --scenario lifecycle --rate 0 --duration 60s $(BENCH_FLAGS); \
-	fi
+	@.ci/step "benchmark" bin/holdfast bench --embedded --shards-count 2 --suite quick --runs 3 $(BENCH_FLAGS)
+
+bench-peers: ## Holdfast against dtm, River and asynq, side by side (about 30 minutes)
+	@.ci/install servers
+	@cd harness/peers && LOG_LEVEL=error go run . --duration 15s --pairs 3 $(BENCH_FLAGS)
 
 chaos: ## a dozen faults, other ones every day, in about three minutes (ALL=1: every fault, 5 seeds; SEEDS=20)
 	@.ci/install servers

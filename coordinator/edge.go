@@ -99,6 +99,13 @@ func (c *Coordinator) around(next http.Handler, public bool) http.Handler {
 		h.Set(problem.RequestID, requestID(r))
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
+		if len(r.TransferEncoding) > 0 {
+			// net/http drops the Content-Length of a body in chunks and reads
+			// on. A proxy that went by the length takes what follows for part
+			// of the body: a request that somebody hid there must not be
+			// answered, so nothing is read after it (RFC 9112, 6.1).
+			h.Set("Connection", "close")
+		}
 		rec := &recorder{ResponseWriter: w, route: "unmatched"}
 		defer func() {
 			if p := recover(); p != nil {

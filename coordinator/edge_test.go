@@ -2,6 +2,8 @@ package coordinator
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -242,6 +244,27 @@ func TestPanic(t *testing.T) {
 	}
 	a.shards.on(branch.OpTry, each(func(i branch.TryItem) branch.TryResult { return branch.TryResult{Code: "ok", Hold: holdOf(i)} }))
 	a.want(a.send(http.MethodPost, "/v1/holds", body()), 201, "") // the key and the place are free again
+}
+
+// TestHiddenRequest: a body in chunks that also has a length ends at two places
+// for two readers. What one of them takes for the next request is not answered.
+func TestHiddenRequest(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	srv := httptest.NewServer(a.public)
+	defer srv.Close()
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	hidden := "0\r\n\r\nGET /v1/holds HTTP/1.1\r\nHost: x\r\n\r\n"
+	fmt.Fprintf(conn, "POST /v1/holds HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n%s", len(hidden), hidden)
+	all, err := io.ReadAll(conn)
+	if n := strings.Count(string(all), "HTTP/1.1 "); err != nil || n != 1 {
+		t.Errorf("%d answers to one request, %v:\n%s", n, err, all)
+	}
 }
 
 // TestMetricLabels: what a client sends never becomes a label.

@@ -8,6 +8,7 @@ import (
 	"github.com/gorilla/mux"
 	"github.com/holdfast-escrow/holdfast/internal/auth"
 	"github.com/holdfast-escrow/holdfast/internal/problem"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // publicRoutes is the public API. The busiest come first because the router
@@ -85,4 +86,23 @@ func allow(methods map[string]*route) string {
 	}
 	slices.Sort(names)
 	return strings.Join(names, ", ")
+}
+
+// Route is one row of the two APIs as others see it.
+type Route struct {
+	Method, Path, Scope string // Scope is empty where no token is asked for
+	Admin               bool   // on the admin listener
+}
+
+// Routes is every route, for those who walk over all of them.
+func Routes() []Route {
+	var out []Route
+	c := &Coordinator{cfg: Config{Gatherer: prometheus.NewRegistry()}} // with /metrics
+	for _, r := range c.publicRoutes() {
+		out = append(out, Route{r.method, r.path, r.scope, false})
+	}
+	for _, r := range c.adminRoutes() {
+		out = append(out, Route{r.method, r.path, r.scope, true})
+	}
+	return out
 }

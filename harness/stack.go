@@ -38,6 +38,8 @@ type Options struct {
 	Coordinator func(*coordinator.Config)
 	Payment     func(*payment.Config)
 	Scheduler   func(*scheduler.Config)
+	// Server changes the HTTP servers of the two APIs before the start.
+	Server func(*http.Server)
 	// PaymentURL replaces the simulator that the stack brings along.
 	PaymentURL string
 	// Sim is shared by stacks on the same data; nil: a new one.
@@ -164,6 +166,9 @@ func (s *Stack) startCoordinator(ctx context.Context, metrics *prometheus.Regist
 // secret signs the tokens of this process's stacks only.
 var secret = []byte("a secret of the harness, thirty-two bytes and more")
 
+// Signing is what tokens of the stacks are signed with and for whom.
+func Signing() (key []byte, issuer, audience string) { return secret, "harness", "holdfast" }
+
 // serve puts the APIs on free loopback ports.
 func (s *Stack) serve() error {
 	token, err := auth.Mint(secret, auth.MintOptions{Service: "harness", Scopes: auth.AllScopes(), Issuer: "harness", Audience: "holdfast"})
@@ -180,7 +185,10 @@ func (s *Stack) serve() error {
 			return fmt.Errorf("listen for the API: %w", err)
 		}
 		*side.url = "http://" + l.Addr().String()
-		server := &http.Server{Handler: side.handler, ReadHeaderTimeout: 5 * time.Second}
+		server := coordinator.NewServer("", side.handler, 30*time.Second, s.Log)
+		if s.Server != nil {
+			s.Server(server)
+		}
 		s.servers = append(s.servers, server)
 		go func() { _ = server.Serve(l) }()
 	}

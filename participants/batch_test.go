@@ -70,6 +70,26 @@ func TestTryBatch(t *testing.T) {
 		}
 		b.wantBalance(from, 1040, 60)
 	})
+	t.Run("a clock that is behind what was settled makes no hold", func(t *testing.T) {
+		t.Parallel()
+		b := newBench(t, 1)
+		from, to := b.user(0, 100), b.user(0, 0)
+		old := b.mustTry(try(from, to, 10, "old", time.Hour))
+		floor := holdfast.NewHoldID(time.Now().Add(2*time.Hour).UnixMilli(), 0, 0)
+		if _, err := b.set.Owner(0).Exec(b.ctx, `UPDATE watermark SET floor = $1`, [16]byte(floor)); err != nil {
+			t.Fatal(err)
+		}
+		before := b.checksums()
+		rs := b.Try(b.ctx, 0, []branch.TryItem{try(from, to, 10, "below", time.Hour), try(from, to, 10, "old", time.Hour)})
+		if got := codes(rs); got != "shard_unavailable replay" || rs[1].Hold.ID != old.ID {
+			t.Fatalf("codes %s", got)
+		}
+		if d := changed(before, b.checksums()); d != "" {
+			t.Errorf("a refused Try changed %s", d)
+		}
+		b.mustTry(try(from, to, 10, "below", 3*time.Hour))
+		b.wantBalance(from, 80, 20)
+	})
 	t.Run("unknown, banned and broke senders leave no row", func(t *testing.T) {
 		t.Parallel()
 		b := newBench(t, 1)

@@ -24,7 +24,7 @@ type Config struct {
 	Shards   *shards.Set
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer
-	Lanes    int           // batches in flight per step and shard; default 2
+	Lanes    int           // batches in flight per step and shard; default 1: a second makes both smaller
 	MaxBatch int           // items in a batch; default 500
 	MaxQueue int           // items waiting per step and shard; default 8,192
 	Pace     time.Duration // least time between the starts of two batches of a step that moves money; default 4 ms
@@ -63,6 +63,9 @@ func New(cfg Config) (*Node, error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Lanes == 0 {
+		cfg.Lanes = 1
 	}
 	if cfg.Pace == 0 {
 		cfg.Pace = defaultPace

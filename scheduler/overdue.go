@@ -111,33 +111,39 @@ func (s *Scheduler) measure(ctx context.Context, st *shardState, m moment) (hold
 }
 
 // advance moves the watermark up to the first hold that has not ended and has
-// no row in attempts, but never beyond a moment at which a transaction that is
-// still running may have made a hold. Such a transaction has its id before it
-// reads the clock and makes no hold that is due already; so once every
-// transaction that had an id at the candidate moment has ended, nothing can
-// appear below that moment any more.
+// no row in attempts, in two steps. First the floor: from its commit on no Try
+// makes a hold below it, whatever the shard's clock does. A Try takes its
+// transaction id before it reads the floor; so once every transaction that had
+// an id right after that commit has ended, nothing can appear below the floor
+// any more, and the watermark follows.
 func (s *Scheduler) advance(ctx context.Context, st *shardState, m moment) error {
 	if st.clocks.Load() != clocksAgree {
-		// A shard whose clock is ahead must not carry the watermark beyond
-		// holds that are still to be made.
+		// A shard whose clock is ahead must not carry the floor to where holds
+		// are still to be made.
 		st.candidate = moment{}
 		return nil
 	}
-	was := st.candidate
-	if was.xmax == 0 {
-		st.candidate = m
-		return nil
+	if was := st.candidate; was.xmax != 0 {
+		if m.xmin < was.xmax {
+			return nil
+		}
+		if before(m.watermark, was.floor) {
+			// This reads in a snapshot later than m's, so it sees what they committed.
+			if err := st.store.moveWatermark(ctx, m.watermark, was.floor); err != nil {
+				return err
+			}
+		}
 	}
-	if m.xmin < was.xmax {
-		return nil
+	floor := idAt(min(m.nowMS, s.cfg.Now().UnixMilli()) - watermarkMargin.Milliseconds())
+	if err := st.store.raiseFloor(ctx, floor); err != nil {
+		return err
 	}
-	st.candidate = m
-	safe := idAt(min(was.nowMS, s.cfg.Now().UnixMilli()) - watermarkMargin.Milliseconds())
-	if !before(m.watermark, safe) {
-		return nil
+	after, err := st.store.moment(ctx)
+	if err != nil {
+		return err
 	}
-	// This reads in a snapshot later than m's, so it sees what they committed.
-	return st.store.moveWatermark(ctx, m.watermark, safe)
+	st.candidate = after
+	return nil
 }
 
 // run is one pass of driving: a few batches in flight, ids in order.

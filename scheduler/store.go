@@ -64,17 +64,16 @@ func (s *store) clock(ctx context.Context) (t time.Time, err error) {
 	return t, nil
 }
 
-// moment is where a shard stands. Every transaction that had an id at nowMS has
-// one below xmax, because now() is read before the snapshot is taken; every
-// transaction below xmin has ended.
+// moment is where a shard stands, in one snapshot: every transaction that had an
+// id then has one below xmax, every transaction below xmin has ended.
 type moment struct {
-	watermark  holdfast.HoldID
-	nowMS      int64
-	xmin, xmax uint64
+	watermark, floor holdfast.HoldID
+	nowMS            int64
+	xmin, xmax       uint64
 }
 
 const momentSQL = `
-SELECT w.id, now(), pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint, pg_is_in_recovery()
+SELECT w.id, w.floor, now(), pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint, pg_is_in_recovery()
 FROM watermark w, pg_current_snapshot() s`
 
 func (s *store) moment(ctx context.Context) (moment, error) {
@@ -84,7 +83,7 @@ func (s *store) moment(ctx context.Context) (moment, error) {
 	var now time.Time
 	var xmin, xmax int64
 	var standby bool
-	err := s.q.QueryRow(ctx, momentSQL).Scan((*[16]byte)(&m.watermark), &now, &xmin, &xmax, &standby)
+	err := s.q.QueryRow(ctx, momentSQL).Scan((*[16]byte)(&m.watermark), (*[16]byte)(&m.floor), &now, &xmin, &xmax, &standby)
 	if err != nil {
 		return m, fmt.Errorf("read the watermark: %w", err)
 	}
@@ -220,6 +219,18 @@ func (s *store) stragglers(ctx context.Context, after straggler, limit int) ([]s
 		return nil, fmt.Errorf("read attempts: %w", err)
 	}
 	return out, nil
+}
+
+const raiseFloorSQL = `UPDATE watermark SET floor = $1 WHERE floor < $1`
+
+// raiseFloor says that no Try may make a hold below floor any more.
+func (s *store) raiseFloor(ctx context.Context, floor holdfast.HoldID) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
+	defer cancel()
+	if _, err := s.pool.Exec(ctx, raiseFloorSQL, [16]byte(floor)); err != nil {
+		return fmt.Errorf("raise the floor of the watermark: %w", err)
+	}
+	return nil
 }
 
 const moveWatermarkSQL = `UPDATE watermark SET id = $1 WHERE id < $1`

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -16,13 +18,11 @@ import (
 	"github.com/holdfast-escrow/holdfast/internal/embed"
 )
 
-// child is a `holdfast up` in a process of its own, so that its CPU can be told
-// from that of the load generator.
+// child is a `holdfast up` and a payment simulator in processes of their own, so
+// that the CPU of each can be told from that of the load generator.
 type child struct {
-	cmd  *exec.Cmd
-	dir  string
-	done chan struct{} // closed when it has ended
-	text bytes.Buffer
+	up, sim *program
+	dir     string
 }
 
 // startChild starts a fresh stack for a benchmark and fills in where it is.
@@ -40,22 +40,24 @@ func (a *app) startChild(ctx context.Context, b *benchFlags) (*child, error) {
 	} else if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 		return nil, fmt.Errorf("--dir %s is not empty: a benchmark starts fresh and removes its directory after", dir)
 	}
-	c, err := a.spawn(filepath.Join(dir, "stack"))
-	if err != nil {
+	c := &child{dir: filepath.Join(dir, "stack")}
+	if err := a.spawnAll(ctx, c, b); err != nil {
+		c.stop()
 		return nil, err
 	}
-	b.cfg.Note("starting a fresh stack in %s", c.dir)
+	b.target.Note("starting a fresh stack in %s", c.dir)
 	run, err := c.wait(ctx)
 	if err != nil {
 		c.stop()
 		return nil, err
 	}
-	b.cfg.API, b.cfg.Admin = apiclient.BaseURL(run.API), apiclient.BaseURL(run.Admin)
-	b.cfg.DSNs, b.cfg.PID = run.Shards, run.PID
+	t := &b.target
+	t.API, t.Admin = apiclient.BaseURL(run.API), apiclient.BaseURL(run.Admin)
+	t.DSNs, t.PID, t.RedisURL = run.Shards, run.PID, run.RedisURL
 	cfg, err := a.settings(map[string]string{"HOLDFAST_DATA": c.dir})
 	if err == nil {
 		cfg.JWTSecret = ""
-		b.cfg.Token, err = serviceToken(cfg)
+		t.Token, err = serviceToken(cfg)
 	}
 	if err != nil {
 		c.stop()
@@ -64,33 +66,76 @@ func (a *app) startChild(ctx context.Context, b *benchFlags) (*child, error) {
 	return c, nil
 }
 
-func (a *app) spawn(dir string) (*child, error) {
+// spawnAll starts the payment simulator and the stack that pays through it.
+func (a *app) spawnAll(ctx context.Context, c *child, b *benchFlags) error {
+	sim, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	// The port is free again in a moment; the simulator says so if not.
+	addr := sim.Addr().String()
+	sim.Close()
+	c.sim, err = a.spawn("payment-sim", "--data", c.dir+"-payments", "--sim-addr", addr)
+	if err != nil {
+		return err
+	}
+	b.target.Sim, b.target.SimPID = apiclient.BaseURL(addr), c.sim.cmd.Process.Pid
+	args := []string{"up", "--data", c.dir, "--api-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--payment-url", b.target.Sim}
+	if b.shardsCount > 0 {
+		args = append(args, "--shard-count", strconv.Itoa(b.shardsCount))
+	}
+	c.up, err = a.spawn(args...)
+	return err
+}
+
+// program is a child process with what it says.
+type program struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
+	text bytes.Buffer  // to be read after that
+}
+
+// spawn starts our own program with other arguments.
+func (a *app) spawn(args ...string) (*program, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find my own program: %w", err)
 	}
-	c := &child{dir: dir, done: make(chan struct{})}
-	c.cmd = exec.Command(self, "up", "--data", dir, "--api-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--sim-addr", "127.0.0.1:0")
-	c.cmd.Stdout, c.cmd.Stderr = &c.text, &c.text
+	p := &program{cmd: exec.Command(self, args...), done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = &p.text, &p.text
 	for _, kv := range a.environ {
 		// Where it listens and what it uses is decided here; how it works may
 		// be set from outside.
 		name, _, _ := strings.Cut(kv, "=")
 		switch name {
-		case "HOLDFAST_SHARDS", "HOLDFAST_REDIS_URL", "HOLDFAST_JWT_SECRET", "HOLDFAST_BRANCH_ADDR":
+		case "HOLDFAST_SHARDS", "HOLDFAST_REDIS_URL", "HOLDFAST_JWT_SECRET", "HOLDFAST_BRANCH_ADDR", "HOLDFAST_PAYMENT_URL", "HOLDFAST_SHARD_COUNT":
 		default:
-			c.cmd.Env = append(c.cmd.Env, kv)
+			p.cmd.Env = append(p.cmd.Env, kv)
 		}
 	}
-	c.cmd.SysProcAttr = childAttributes()
-	if err := c.cmd.Start(); err != nil {
+	p.cmd.SysProcAttr = childAttributes()
+	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the stack: %w", err)
 	}
 	go func() {
-		defer close(c.done)
-		_ = c.cmd.Wait() // what it has to say about its end is in text
+		defer close(p.done)
+		_ = p.cmd.Wait() // what it has to say about its end is in text
 	}()
-	return c, nil
+	return p, nil
+}
+
+// stop ends a program, the hard way if it does not obey.
+func (p *program) stop() {
+	if p == nil {
+		return
+	}
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(time.Minute):
+		p.cmd.Process.Kill()
+		<-p.done
+	}
 }
 
 // startLimit is how long a fresh stack may take until it is ready.
@@ -103,13 +148,15 @@ func (c *child) wait(ctx context.Context) (runFile, error) {
 	defer tick.Stop()
 	for {
 		select {
-		case <-c.done:
-			return runFile{}, fmt.Errorf("the stack did not start: %s", strings.TrimSpace(c.text.String()))
+		case <-c.up.done:
+			return runFile{}, fmt.Errorf("the stack did not start: %s", strings.TrimSpace(c.up.text.String()))
+		case <-c.sim.done:
+			return runFile{}, fmt.Errorf("the payment simulator did not start: %s", strings.TrimSpace(c.sim.text.String()))
 		case <-ctx.Done():
 			return runFile{}, fmt.Errorf("the stack was not ready in time: %w", ctx.Err())
 		case <-tick.C:
 		}
-		if run, ok := readRunFile(c.dir); ok && run.PID == c.cmd.Process.Pid && ready(ctx, run.Admin) {
+		if run, ok := readRunFile(c.dir); ok && run.PID == c.up.cmd.Process.Pid && ready(ctx, run.Admin) {
 			return run, nil
 		}
 	}
@@ -128,17 +175,13 @@ func ready(ctx context.Context, admin string) bool {
 	return resp.StatusCode == http.StatusOK
 }
 
-// stop ends the child and removes its data.
+// stop ends the children and removes their data.
 func (c *child) stop() {
-	c.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-c.done:
-	case <-time.After(time.Minute):
-		c.cmd.Process.Kill()
-		<-c.done
-	}
+	c.up.stop()
+	c.sim.stop()
 	if err := embed.Remove(c.dir); err != nil {
 		os.RemoveAll(c.dir)
 	}
+	os.RemoveAll(c.dir + "-payments")
 	os.Remove(filepath.Dir(c.dir))
 }

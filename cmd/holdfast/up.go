@@ -165,7 +165,7 @@ func (u *up) servers(ctx context.Context) (dsns []string, redisURL string, err e
 	if u.output == "json" {
 		progress = io.Discard
 	}
-	u.stack, err = embed.Start(ctx, embed.Config{Dir: u.cfg.Data, Install: u.install, Progress: progress})
+	u.stack, err = embed.Start(ctx, embed.Config{Dir: u.cfg.Data, Shards: u.cfg.ShardCount, Install: u.install, Progress: progress})
 	if err != nil {
 		return nil, "", err
 	}

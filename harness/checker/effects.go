@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -30,13 +31,20 @@ func outcomeText(o paysim.Outcome) string {
 // of is the payments of a hold, and whether the payment API has refused it.
 func (e *effects) of(id holdfast.HoldID) (paid []paysim.Outcome, refused bool) {
 	for _, o := range e.byHold[id] {
-		if o.Refused {
+		switch {
+		case o.Refused:
 			refused = true
-		} else {
+		case !o.Lied && !o.At.After(time.Now()):
 			paid = append(paid, o)
 		}
 	}
 	return paid, refused
+}
+
+// lied reports whether the payment API claimed success for a payment that it did
+// not make: nobody can see that from its answers.
+func (e *effects) lied(id holdfast.HoldID) bool {
+	return slices.ContainsFunc(e.byHold[id], func(o paysim.Outcome) bool { return o.Lied })
 }
 
 // read asks the simulator for what it has done since the last read. A journal
@@ -92,7 +100,7 @@ func (f *finder) payments(m *holdfast.ShardMap, old, now *world) {
 		for id, h := range s.holds {
 			paid, refused := now.effects.of(id)
 			switch {
-			case h.verdict == holdfast.Paid && len(paid) == 0 && !s.saidByPerson(id, "paid"):
+			case h.verdict == holdfast.Paid && len(paid) == 0 && !now.effects.lied(id) && !s.saidByPerson(id, "paid"):
 				f.add("I7", "paid_without_effect", id, "the verdict is paid, the payment API never paid and no person said so")
 			case h.verdict == holdfast.Refused && !refused && !h.claimedAt.Equal(h.decidedAt) && !s.saidByPerson(id, "not_paid"):
 				// A refusal that was found before anything was sent is claim and

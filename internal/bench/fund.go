@@ -20,50 +20,60 @@ const (
 // the shards cannot be reached.
 const maxAPIAccounts = 50_000
 
-func fund(ctx context.Context, cfg *Config, shards *shardReader, seed uint64) error {
-	if shards != nil {
-		for _, k := range []struct {
-			kind, n int
-			amount  int64
-		}{{kindSender, cfg.Senders, senderFunds}, {kindRecipient, cfg.Recipients, recipientFunds}} {
-			err := shards.bulkFund(ctx, func(yield func(holdfast.UserID)) {
-				for i := range k.n {
-					yield(userAt(seed, k.kind, i))
-				}
-			}, k.amount)
-			if err != nil {
-				return err
-			}
+// fund makes sure that the run's users are there; those of earlier runs serve
+// again.
+func (b *Bench) fund(ctx context.Context, cfg *Config) error {
+	for _, k := range []struct {
+		kind, amount, want int
+		have               *int
+	}{{kindSender, senderFunds, cfg.Senders, &b.senders}, {kindRecipient, recipientFunds, cfg.Recipients, &b.recipients}} {
+		if k.want <= *k.have {
+			continue
 		}
-		return nil
+		b.Note("funding %d accounts", k.want-*k.have)
+		if err := b.fundKind(ctx, cfg, k.kind, *k.have, k.want, k.amount); err != nil {
+			return err
+		}
+		*k.have = k.want
 	}
-	if n := cfg.Senders + cfg.Recipients; n > maxAPIAccounts {
-		return fmt.Errorf("%d accounts are too many to fund through the API (at most %d): name the shards with --shards, or use --embedded", n, maxAPIAccounts)
+	return nil
+}
+
+func (b *Bench) fundKind(ctx context.Context, cfg *Config, kind, from, to, amount int) error {
+	if b.shards != nil {
+		m, err := b.owners(ctx)
+		if err != nil {
+			return err
+		}
+		return b.shards.bulkFund(ctx, m, func(yield func(holdfast.UserID)) {
+			for i := from; i < to; i++ {
+				yield(userAt(b.seed, kind, i))
+			}
+		}, int64(amount))
 	}
-	return fundByAPI(ctx, cfg, seed)
+	if to > maxAPIAccounts {
+		return fmt.Errorf("%d accounts are too many to fund through the API (at most %d): name the shards with --shards, or use --embedded", to, maxAPIAccounts)
+	}
+	return b.fundByAPI(ctx, cfg, kind, from, to, amount)
 }
 
 // fundByAPI opens and funds the accounts one request at a time over a few
 // connections.
-func fundByAPI(ctx context.Context, cfg *Config, seed uint64) error {
+func (b *Bench) fundByAPI(ctx context.Context, cfg *Config, kind, from, to, amount int) error {
 	const connections = 32
 	group, ctx := errgroup.WithContext(ctx)
 	for part := range connections {
 		group.Go(func() error {
-			c, err := newConn(cfg.API, cfg.Token, cfg.RequestTimeout)
+			c, err := newConn(b.API, b.Token, cfg.RequestTimeout)
 			if err != nil {
 				return err
 			}
 			defer c.close()
-			for i := part; i < cfg.Senders+cfg.Recipients; i += connections {
+			for i := from + part; i < to; i += connections {
 				if ctx.Err() != nil {
 					return ctx.Err()
 				}
-				user, amount := userAt(seed, kindSender, i), senderFunds
-				if i >= cfg.Senders {
-					user, amount = userAt(seed, kindRecipient, i-cfg.Senders), recipientFunds
-				}
-				if err := fundOne(c, user, amount); err != nil {
+				if err := fundOne(c, userAt(b.seed, kind, i), amount); err != nil {
 					return err
 				}
 			}

@@ -2,7 +2,9 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -54,96 +56,150 @@ func (s *shardReader) each(ctx context.Context, dsns []string, f func(ctx contex
 	return group.Wait()
 }
 
-const walSQL = `SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint`
+// firstOpenSQL names the first hold that has not ended. The bounds on id name
+// the days of maturity, so that only their partitions are read.
+const firstOpenSQL = `SELECT id::text FROM holds
+WHERE id >= $1 AND id < $2 AND created_at >= $3 AND status IN (1, 2) ORDER BY id LIMIT 1`
 
-// wal is the position in the log of all servers together, in bytes.
-func (s *shardReader) wal(ctx context.Context) (int64, error) {
-	var mu sync.Mutex
-	var sum int64
-	err := s.each(ctx, s.servers, func(ctx context.Context, _ int, c *pgx.Conn) error {
-		var n int64
-		err := c.QueryRow(ctx, walSQL).Scan(&n)
-		mu.Lock()
-		defer mu.Unlock()
-		sum += n
-		return err
-	})
-	return sum, err
-}
-
-// The bounds on id name the days of maturity, so that only their partitions
-// are read.
 const openSQL = `SELECT count(*) FROM holds
 WHERE id >= $1 AND id < $2 AND created_at >= $3 AND status IN (1, 2)`
-
-func (s *shardReader) open(ctx context.Context, from, to time.Time) (int64, error) {
-	var mu sync.Mutex
-	var sum int64
-	err := s.each(ctx, s.dsns, func(ctx context.Context, _ int, c *pgx.Conn) error {
-		var n int64
-		err := c.QueryRow(ctx, openSQL, lowest(from), lowest(to.Add(time.Minute)), from).Scan(&n)
-		mu.Lock()
-		defer mu.Unlock()
-		sum += n
-		return err
-	})
-	return sum, err
-}
 
 // lowest is the id below every hold that matures at t or later, in text form.
 func lowest(t time.Time) string { return holdfast.NewHoldID(t.UnixMilli(), 0, 0).String() }
 
-const outcomeSQL = `SELECT (extract(epoch FROM executed_at - unlock_at) * 10000)::bigint AS lag, count(*),
-       count(*) FILTER (WHERE executed_at BETWEEN $4 AND $5), min(executed_at), max(executed_at)
+// openHolds watches the holds of a run that mature in a span end. What lies
+// below a shard's first open hold has ended for good, so each look starts where
+// the last one stopped and all of them together cost one pass.
+type openHolds struct {
+	s      *shardReader
+	since  time.Time // of creation
+	to     string
+	bounds []string // by shard
+	ended  []bool
+}
+
+func (s *shardReader) watchOpen(since, from, to time.Time) *openHolds {
+	o := &openHolds{s: s, since: since, to: lowest(to.Add(time.Second)), bounds: make([]string, len(s.dsns)), ended: make([]bool, len(s.dsns))}
+	for i := range o.bounds {
+		o.bounds[i] = lowest(from)
+	}
+	return o
+}
+
+// look returns how many shards still have an open hold.
+func (o *openHolds) look(ctx context.Context) (shards int, err error) {
+	err = o.s.each(ctx, o.s.dsns, func(ctx context.Context, i int, c *pgx.Conn) error {
+		if o.ended[i] {
+			return nil
+		}
+		err := c.QueryRow(ctx, firstOpenSQL, o.bounds[i], o.to, o.since).Scan(&o.bounds[i])
+		if errors.Is(err, pgx.ErrNoRows) {
+			o.ended[i] = true
+			return nil
+		}
+		return err
+	})
+	for _, ended := range o.ended {
+		if !ended {
+			shards++
+		}
+	}
+	return shards, err
+}
+
+// count is how many there are; it reads all that is left.
+func (o *openHolds) count(ctx context.Context) (int64, error) {
+	var mu sync.Mutex
+	var sum int64
+	err := o.s.each(ctx, o.s.dsns, func(ctx context.Context, i int, c *pgx.Conn) error {
+		var n int64
+		err := c.QueryRow(ctx, openSQL, o.bounds[i], o.to, o.since).Scan(&n)
+		mu.Lock()
+		defer mu.Unlock()
+		sum += n
+		return err
+	})
+	return sum, err
+}
+
+// outcomeSQL groups the executed holds by the second of their execution and by
+// the logarithm of their lag in steps of half a per cent.
+const outcomeSQL = `SELECT floor(extract(epoch FROM executed_at))::bigint,
+       floor(ln(greatest(extract(epoch FROM executed_at - unlock_at), 0.0001)) * 200)::bigint,
+       count(*), count(*) FILTER (WHERE executed_at BETWEEN $4 AND $5), min(executed_at), max(executed_at)
 FROM holds
 WHERE id >= $1 AND id < $2 AND created_at >= $3 AND status = 3
-GROUP BY 1`
+GROUP BY 1, 2`
 
 // outcome reads what became of the holds of the run: how many were executed,
-// how late, how many per second while the rate was steady, and the log's bytes.
-func (s *shardReader) outcome(ctx context.Context, b *run) error {
-	if end, err := s.wal(ctx); err == nil && b.wal0 > 0 {
-		b.report.WALBytes = end - b.wal0
+// how late, and how many per second.
+func (b *run) outcome(ctx context.Context) error {
+	if b.lastDue.IsZero() {
+		return nil
 	}
-	from, to, steady := b.steadyWindow()
-	lag := newHistogram()
+	lag, lags := newHistogram(), series{}
 	var mu sync.Mutex
 	var executed, inWindow int64
 	var first, last time.Time
-	err := s.each(ctx, s.dsns, func(ctx context.Context, _ int, c *pgx.Conn) error {
-		rows, err := c.Query(ctx, outcomeSQL, lowest(b.start), lowest(b.loadEnd.Add(b.cfg.DelayMax+time.Minute)), b.start, from, to)
+	err := b.shards.each(ctx, b.DSNs, func(ctx context.Context, _ int, c *pgx.Conn) error {
+		rows, err := c.Query(ctx, outcomeSQL, lowest(b.start), lowest(b.lastDue.Add(time.Minute)), b.start, b.steadyFrom, b.steadyTo)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
 		for rows.Next() {
-			var tenths, n, within int64
+			var unix, step, n, within int64
 			var lo, hi time.Time
-			if err := rows.Scan(&tenths, &n, &within, &lo, &hi); err != nil {
+			if err := rows.Scan(&unix, &step, &n, &within, &lo, &hi); err != nil {
 				return err
 			}
+			late := time.Duration(math.Exp((float64(step)+0.5)/200) * float64(time.Second))
 			mu.Lock()
-			lag.RecordValues(max(1, min(tenths*100, lag.HighestTrackableValue())), n)
+			lag.recordN(late, n)
+			one := lags.at(unix)
+			one.N += n
+			one.Latency.recordN(late, n)
 			executed += n
 			inWindow += within
-			if first.IsZero() || lo.Before(first) {
-				first = lo
-			}
-			if hi.After(last) {
-				last = hi
-			}
+			first, last = earlier(first, lo), later(last, hi)
 			mu.Unlock()
 		}
 		return rows.Err()
 	})
-	b.report.Executed = executed
-	b.report.lag(lag)
-	if seconds := to.Sub(from).Seconds(); steady && seconds > 0 {
-		b.report.ExecutedPerS = float64(inWindow) / seconds
-	} else if seconds := last.Sub(first).Seconds(); seconds > 0 {
-		b.report.ExecutedPerS = float64(executed) / seconds
+	b.report.executions(executed, lag, lags, first, last)
+	if b.finish != nil && executed > 0 {
+		b.finish(first, last)
+	}
+	if steady := b.steadyTo.Sub(b.steadyFrom).Seconds(); steady > 0 {
+		b.report.ExecutedPerS = float64(inWindow) / steady
 	}
 	return err
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// owners is the map of the shards, read once.
+func (b *Bench) owners(ctx context.Context) (*holdfast.ShardMap, error) {
+	if b.shardMap == nil {
+		m, err := b.shards.shardMap(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("read the shard map: %w", err)
+		}
+		b.shardMap = m
+	}
+	return b.shardMap, nil
 }
 
 const ownerSQL = `SELECT m.epoch, m.owner FROM shard_self s JOIN shard_map m ON m.epoch = s.epoch`
@@ -171,11 +227,7 @@ const bulkFundSQL = `SELECT holdfast_bulk_fund($1, $2::uuid[], $3, $4)`
 // bulkBatch is how many accounts one statement funds.
 const bulkBatch = 5000
 
-func (s *shardReader) bulkFund(ctx context.Context, users func(yield func(holdfast.UserID)), amount int64) error {
-	m, err := s.shardMap(ctx)
-	if err != nil {
-		return err
-	}
+func (s *shardReader) bulkFund(ctx context.Context, m *holdfast.ShardMap, users func(yield func(holdfast.UserID)), amount int64) error {
 	perShard := make([][]string, len(s.dsns))
 	users(func(u holdfast.UserID) {
 		n := m.OfUser(u)

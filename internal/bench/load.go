@@ -13,62 +13,69 @@ import (
 	"github.com/holdfast-escrow/holdfast"
 )
 
-// generator is the load of one phase.
+// generator is the load of one phase in this process.
 type generator struct {
-	cfg      *Config
-	seed     uint64
+	p        phase
 	schedule schedule
 	measure  time.Time // requests intended before it warm up and are not counted
 	end      time.Time
-	unlockAt time.Time // cliff: all holds mature then
 	next     atomic.Int64
-	stopAt   atomic.Int64 // number of tickets; 0: none
-	perS     []atomic.Int64
+	step     func(w *worker, intended time.Time)
 
 	recorders [16]*recorder
-	keep      bool // keep the ids for a phase of cancels
+	secondsMu sync.Mutex
+	seconds   series
 	idsMu     sync.Mutex
 	ids       []holdfast.HoldID
 	ackedMu   sync.Mutex
+	acked     io.Writer // nil: not wanted
 }
 
-func newGenerator(cfg *Config, seed uint64, start time.Time, warmup, duration time.Duration) *generator {
-	g := &generator{cfg: cfg, seed: seed, schedule: schedule{start: start, rate: cfg.Rate},
-		measure: start.Add(warmup), end: start.Add(warmup + duration)}
-	if cfg.Scenario == "batch" && cfg.Rate > 0 {
-		g.schedule.rate = cfg.Rate / float64(cfg.Batch)
+func newGenerator(p phase, acked io.Writer) *generator {
+	g := &generator{p: p, schedule: schedule{start: p.Start, rate: p.requestRate()}, measure: p.Start.Add(p.Warmup),
+		end: p.Start.Add(p.Warmup + p.Duration), step: (*worker).create, seconds: series{}, acked: acked}
+	switch p.Step {
+	case stepBatch:
+		g.step = (*worker).createBatch
+	case stepCancel:
+		g.step = (*worker).cancelKept
+		g.p.Most = int64(len(p.Cancel))
 	}
-	g.perS = make([]atomic.Int64, int((warmup+duration)/time.Second)+2)
 	for i := range g.recorders {
 		g.recorders[i] = newRecorder()
 	}
 	return g
 }
 
-// run keeps the configured number of clients busy with step until the phase is
-// over or ctx is done, and returns what they saw.
-func (g *generator) run(ctx context.Context, step func(w *worker, intended time.Time)) (*recorder, error) {
+// run keeps the phase's clients busy until it is over or ctx is done, and
+// returns what they saw.
+func (g *generator) run(ctx context.Context) (*seen, error) {
+	sum := newSeen()
+	if g.p.Step == stepCancel && len(g.p.Cancel) == 0 {
+		return sum, nil
+	}
 	var wg sync.WaitGroup
-	for i := range g.cfg.Clients {
-		c, err := newConn(g.cfg.API, g.cfg.Token, g.cfg.RequestTimeout)
+	for i := range g.p.Clients {
+		c, err := newConn(g.p.API, g.p.Token, g.p.RequestTimeout)
 		if err != nil {
 			return nil, err
 		}
-		rng := rand.New(rand.NewPCG(g.seed, uint64(i)))
+		rng := rand.New(rand.NewPCG(g.p.Nonce, uint64(i)))
 		w := &worker{g: g, c: c, rng: rng, rec: g.recorders[i%len(g.recorders)],
-			senders: newPicker(rng, g.cfg.Senders, g.cfg.Zipf), recipients: newPicker(rng, g.cfg.Recipients, g.cfg.Zipf)}
+			senders: newPicker(rng, g.p.Senders, g.p.Zipf), recipients: newPicker(rng, g.p.Recipients, g.p.Zipf)}
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
 			defer w.c.close()
-			w.loop(ctx, step)
+			w.loop(ctx, g.step)
 		}()
 	}
 	wg.Wait()
-	sum := newRecorder()
 	for _, r := range g.recorders {
-		sum.merge(r)
+		sum.merge(r.seen)
 	}
+	sum.IDs = g.ids
+	sum.Series = g.seconds
 	return sum, nil
 }
 
@@ -90,7 +97,7 @@ func (w *worker) loop(ctx context.Context, step func(*worker, time.Time)) {
 	<-timer.C
 	for ctx.Err() == nil {
 		n := w.g.next.Add(1) - 1
-		if most := w.g.stopAt.Load(); most > 0 && n >= most {
+		if most := w.g.p.Most; most > 0 && n >= most {
 			return
 		}
 		w.ticket = n
@@ -157,10 +164,10 @@ func (w *worker) create(intended time.Time) {
 	now := time.Now()
 	measured := w.g.counts(intended, now)
 	w.rec.addCreate(now.Sub(intended), 1, measured)
-	w.g.tick(now, 1)
+	w.g.tick(now, 1, now.Sub(intended))
 	id := field(answer, "hold_id")
 	w.took(id)
-	if w.g.cfg.CancelRatio > 0 && w.rng.Float64() < w.g.cfg.CancelRatio {
+	if w.g.p.CancelRatio > 0 && w.rng.Float64() < w.g.p.CancelRatio {
 		w.cancel(id, now)
 	}
 }
@@ -168,7 +175,7 @@ func (w *worker) create(intended time.Time) {
 // createBatch reserves Batch holds with one request.
 func (w *worker) createBatch(intended time.Time) {
 	w.body = append(w.body[:0], `{"holds":[`...)
-	for i := range w.g.cfg.Batch {
+	for i := range w.g.p.Batch {
 		if i > 0 {
 			w.body = append(w.body, ',')
 		}
@@ -182,35 +189,36 @@ func (w *worker) createBatch(intended time.Time) {
 	now := time.Now()
 	made := int64(bytes.Count(answer, []byte(`"hold_id":"`)))
 	w.rec.addCreate(now.Sub(intended), made, w.g.counts(intended, now))
-	w.g.tick(now, made)
-	for range int64(w.g.cfg.Batch) - made {
+	w.g.tick(now, made, now.Sub(intended))
+	for range int64(w.g.p.Batch) - made {
 		w.rec.addError("batch_item_refused")
 	}
 	w.took(field(answer, "hold_id"))
 }
 
-// cancelKept makes a step that cancels the hold whose number is the ticket.
-func cancelKept(ids []holdfast.HoldID) func(*worker, time.Time) {
-	return func(w *worker, intended time.Time) { w.cancel(ids[w.ticket].String(), intended) }
-}
+// cancelKept cancels the hold whose number is the ticket.
+func (w *worker) cancelKept(intended time.Time) { w.cancel(w.g.p.Cancel[w.ticket].String(), intended) }
 
 func (w *worker) cancel(id string, intended time.Time) {
 	w.path = append(append(w.path[:0], "/v1/holds/"...), id...)
 	if _, ok := w.call("DELETE", string(w.path), nil, 200); ok {
 		now := time.Now()
 		w.rec.addCancel(now.Sub(intended), w.g.counts(intended, now))
+		if w.g.p.Step == stepCancel {
+			w.g.tick(now, 1, now.Sub(intended))
+		}
 	}
 }
 
 // took remembers an acknowledged hold where the run asks for it.
 func (w *worker) took(id string) {
 	w.rec.addSample(id, w.rng.IntN)
-	if w.g.cfg.Acked != nil {
+	if w.g.acked != nil {
 		w.g.ackedMu.Lock()
-		io.WriteString(w.g.cfg.Acked, id+"\n")
+		io.WriteString(w.g.acked, id+"\n")
 		w.g.ackedMu.Unlock()
 	}
-	if w.g.keep {
+	if w.g.p.Keep {
 		if h, err := holdfast.ParseHoldID(id); err == nil {
 			w.g.idsMu.Lock()
 			w.g.ids = append(w.g.ids, h)
@@ -223,21 +231,20 @@ func (w *worker) took(id string) {
 func (w *worker) appendHold(b []byte, item int) []byte {
 	g := w.g
 	b = append(b, `{"sender_id":"`...)
-	b = append(b, userAt(g.seed, kindSender, w.senders.next()).String()...)
+	b = append(b, w.user(kindSender, &w.senders).String()...)
 	b = append(b, `","recipient_id":"`...)
-	b = append(b, userAt(g.seed, kindRecipient, w.recipients.next()).String()...)
+	b = append(b, w.user(kindRecipient, &w.recipients).String()...)
 	b = append(b, `","amount":1,"unlock_at":"`...)
-	unlock := g.unlockAt
+	unlock, spread := g.p.UnlockAt, g.p.UnlockSpread
 	if unlock.IsZero() {
-		delay := g.cfg.DelayMin
-		if spread := g.cfg.DelayMax - g.cfg.DelayMin; spread > 0 {
-			delay += time.Duration(w.rng.Int64N(int64(spread)))
-		}
-		unlock = time.Now().Add(delay)
+		unlock, spread = time.Now().Add(g.p.DelayMin), g.p.DelayMax-g.p.DelayMin
+	}
+	if spread > 0 {
+		unlock = unlock.Add(time.Duration(w.rng.Int64N(int64(spread))))
 	}
 	b = unlock.UTC().AppendFormat(b, "2006-01-02T15:04:05.000Z")
 	b = append(b, `","idempotency_key":"bench-`...)
-	b = strconv.AppendUint(b, g.seed, 36)
+	b = strconv.AppendUint(b, g.p.Nonce, 36)
 	b = append(b, '-')
 	b = strconv.AppendInt(b, w.ticket, 36)
 	if item > 0 {
@@ -257,8 +264,26 @@ func (g *generator) counts(intended, now time.Time) bool {
 	return !now.Before(g.measure) && now.Before(g.end)
 }
 
-func (g *generator) tick(now time.Time, n int64) {
-	if s := int(now.Sub(g.schedule.start) / time.Second); s >= 0 && s < len(g.perS) {
-		g.perS[s].Add(n)
+// tick counts n answers of one request into their second of the clock.
+func (g *generator) tick(now time.Time, n int64, took time.Duration) {
+	g.secondsMu.Lock()
+	one := g.seconds.at(now.Unix())
+	one.N += n
+	one.Latency.record(took)
+	g.secondsMu.Unlock()
+}
+
+// user draws a user of a kind, where the phase asks for it of certain shards.
+func (w *worker) user(kind int, from *picker) holdfast.UserID {
+	p := &w.g.p
+	for {
+		u := userAt(p.Seed, kind, from.next())
+		if p.Owner == nil {
+			return u
+		}
+		shard := int(p.Owner[u.Bucket()])
+		if shard != p.AvoidShard && (p.OnlyShard < 0 || shard == p.OnlyShard) {
+			return u
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -72,12 +73,10 @@ func (a *api) check(r *http.Request) {
 	}
 }
 
-func (a *api) config() Config {
-	c := Config{API: a.URL, Admin: a.URL, Token: "token", Scenario: "create", Duration: time.Second, Clients: 4, Senders: 10, Recipients: 10}
-	if err := c.Check(); err != nil {
-		a.t.Fatal(err)
-	}
-	return c
+func (a *api) phase(rate float64) phase {
+	return phase{API: a.URL, Token: "token", Seed: 7, Nonce: rand.Uint64(), Step: stepCreate, Rate: rate, Clients: 4,
+		RequestTimeout: 15 * time.Second, Start: time.Now(), Duration: time.Second, Senders: 10, Recipients: 10,
+		DelayMin: time.Hour, DelayMax: 2 * time.Hour, Batch: 100, OnlyShard: -1, AvoidShard: -1}
 }
 
 func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
@@ -93,14 +92,13 @@ func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 	}
 	run := func(rate float64) (slow int64) {
 		a.creates.Store(0)
-		cfg := a.config()
-		cfg.Rate, cfg.Clients = rate, 1
-		g := newGenerator(&cfg, uint64(time.Now().UnixNano()), time.Now(), 0, time.Second)
-		seen, err := g.run(context.Background(), (*worker).create)
-		if err != nil || seen.created < 50 {
-			t.Fatalf("created %d, %v", seen.created, err)
+		p := a.phase(rate)
+		p.Clients = 1
+		seen, err := newGenerator(p, nil).run(context.Background())
+		if err != nil || seen.Created < 50 {
+			t.Fatalf("created %d, %v", seen.Created, err)
 		}
-		for _, bar := range seen.create.Distribution() {
+		for _, bar := range seen.Create.Distribution() {
 			if bar.From >= (stall / 2).Microseconds() {
 				slow += bar.Count
 			}
@@ -118,35 +116,33 @@ func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 func TestOpenLoopKeepsItsSchedule(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
-	cfg := a.config()
-	cfg.Rate = 300
-	g := newGenerator(&cfg, 1, time.Now(), 500*time.Millisecond, time.Second)
-	seen, err := g.run(context.Background(), (*worker).create)
+	p := a.phase(300)
+	p.Warmup = 500 * time.Millisecond
+	seen, err := newGenerator(p, nil).run(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
 	// 1.5 s at 300/s are 450 intended starts whatever the speed; those of the
 	// first half second are not counted.
-	if n := a.creates.Load(); n != 450 || seen.acked != 450 {
-		t.Errorf("sent %d and counted %d, want 450 of both", n, seen.acked)
+	if n := a.creates.Load(); n != 450 || seen.Acked != 450 {
+		t.Errorf("sent %d and counted %d, want 450 of both", n, seen.Acked)
 	}
-	if seen.created != 300 {
-		t.Errorf("%d are in the measured window, want 300", seen.created)
+	if seen.Created != 300 {
+		t.Errorf("%d are in the measured window, want 300", seen.Created)
 	}
-	if seen.create.TotalCount() != seen.created {
-		t.Errorf("%d latencies for %d creates", seen.create.TotalCount(), seen.created)
+	if seen.Create.TotalCount() != seen.Created {
+		t.Errorf("%d latencies for %d creates", seen.Create.TotalCount(), seen.Created)
 	}
 }
 
 func TestCancelRatio(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
-	cfg := a.config()
-	cfg.Rate, cfg.CancelRatio = 500, 1
-	g := newGenerator(&cfg, 2, time.Now(), 0, time.Second)
-	seen, err := g.run(context.Background(), (*worker).create)
-	if err != nil || seen.cancelled != seen.created || a.cancels.Load() != a.creates.Load() {
-		t.Errorf("created %d, cancelled %d, %v", seen.created, seen.cancelled, err)
+	p := a.phase(500)
+	p.CancelRatio = 1
+	seen, err := newGenerator(p, nil).run(context.Background())
+	if err != nil || seen.Cancelled != seen.Created || a.cancels.Load() != a.creates.Load() {
+		t.Errorf("created %d, cancelled %d, %v", seen.Created, seen.Cancelled, err)
 	}
 }
 
@@ -165,30 +161,26 @@ func TestErrorsAreCountedByCodeAndAreNotFatal(t *testing.T) {
 		}
 		return true
 	}
-	cfg := a.config()
-	cfg.Rate = 100
-	g := newGenerator(&cfg, 3, time.Now(), 0, time.Second)
-	seen, err := g.run(context.Background(), (*worker).create)
+	seen, err := newGenerator(a.phase(100), nil).run(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if seen.errors["insufficient_funds"] != 25 || seen.errors["connection_lost"] != 25 || seen.acked != 50 {
-		t.Errorf("errors %v, acknowledged %d; want 25, 25 and 50", seen.errors, seen.acked)
+	if seen.Errors["insufficient_funds"] != 25 || seen.Errors["connection_lost"] != 25 || seen.Acked != 50 {
+		t.Errorf("errors %v, acknowledged %d; want 25, 25 and 50", seen.Errors, seen.Acked)
 	}
 }
 
 func TestServerThatIsAwayIsReported(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
-	cfg := a.config()
+	p := a.phase(0)
 	a.Close()
-	g := newGenerator(&cfg, 4, time.Now(), 0, time.Second)
-	seen, err := g.run(context.Background(), (*worker).create)
-	if err != nil || seen.errors["connection_refused"] == 0 || seen.acked != 0 {
-		t.Errorf("errors %v, acknowledged %d, %v", seen.errors, seen.acked, err)
+	seen, err := newGenerator(p, nil).run(context.Background())
+	if err != nil || seen.Errors["connection_refused"] == 0 || seen.Acked != 0 {
+		t.Errorf("errors %v, acknowledged %d, %v", seen.Errors, seen.Acked, err)
 	}
 	// Four clients that pause after each failure cannot storm a server.
-	if n := seen.errors["connection_refused"]; n > 4*60 {
+	if n := seen.Errors["connection_refused"]; n > 4*60 {
 		t.Errorf("%d attempts in a second", n)
 	}
 }
@@ -196,7 +188,6 @@ func TestServerThatIsAwayIsReported(t *testing.T) {
 func TestRunEndsEarlyWithItsContext(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
-	cfg := a.config()
 	ctx, cancel := context.WithCancel(context.Background())
 	a.before = func(n int64, _ http.ResponseWriter) bool {
 		if n == 20 {
@@ -204,10 +195,11 @@ func TestRunEndsEarlyWithItsContext(t *testing.T) {
 		}
 		return false
 	}
-	g := newGenerator(&cfg, 5, time.Now(), 0, time.Hour)
-	seen, err := g.run(ctx, (*worker).create)
-	if err != nil || seen.acked < 17 || seen.acked > 20+4 {
-		t.Errorf("acknowledged %d, %v", seen.acked, err)
+	p := a.phase(0)
+	p.Duration = time.Hour
+	seen, err := newGenerator(p, nil).run(ctx)
+	if err != nil || seen.Acked < 17 || seen.Acked > 20+4 {
+		t.Errorf("acknowledged %d, %v", seen.Acked, err)
 	}
 }
 
@@ -219,10 +211,11 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 	for name, spoil := range map[string]func(*Config){
 		"scenario": func(c *Config) { c.Scenario = "party" }, "rate": func(c *Config) { c.Rate = -1 },
-		"duration": func(c *Config) { c.Duration = 0 }, "clients": func(c *Config) { c.Clients = 0 },
-		"sender": func(c *Config) { c.Senders = 0 }, "Zipf": func(c *Config) { c.Zipf = 0.5 },
+		"duration": func(c *Config) { c.Duration = 0 }, "clients": func(c *Config) { c.Clients = -1 },
+		"sender": func(c *Config) { c.Senders = -1 }, "Zipf": func(c *Config) { c.Zipf = 0.5 },
 		"delay": func(c *Config) { c.DelayMin, c.DelayMax = 5*time.Second, time.Second }, "cancel": func(c *Config) { c.CancelRatio = 2 },
-		"batch": func(c *Config) { c.Batch = 101 },
+		"batch": func(c *Config) { c.Batch = 101 }, "processes": func(c *Config) { c.Clients, c.Processes = 2, 3 },
+		"holds": func(c *Config) { c.Holds = -1 }, "outage": func(c *Config) { c.Outage = time.Millisecond },
 	} {
 		c := Config{Scenario: "create", Duration: time.Second, Clients: 1, Senders: 1, Recipients: 1}
 		spoil(&c)

@@ -41,18 +41,40 @@ func readStat(line []byte) (procStat, bool) {
 	return procStat{pid, parent, string(line[open+1 : shut]), ticks / clockTick}, true
 }
 
-// cpuOfFamily is the CPU seconds used so far by a process and its descendants,
-// by role, and by this process as "load". Without /proc, or for pid 0, only
-// this process is there.
-func cpuOfFamily(pid int) map[string]float64 {
-	var own syscall.Rusage
+// Roles whose CPU is told apart. The load generator and the simulator stand
+// for other people's machines and are no part of the product's cost.
+const (
+	roleLoad = "load"
+	roleSim  = "payment-sim"
+)
+
+// cpuByRole is the CPU seconds used so far by a process and its descendants, by
+// role, by the simulator, and by this process with its children that have ended
+// as the load. Without /proc, or for pid 0, only the load is there.
+func cpuByRole(pid, simPID int) map[string]float64 {
 	cpu := map[string]float64{}
-	if syscall.Getrusage(syscall.RUSAGE_SELF, &own) == nil {
-		cpu["load"] = seconds(own.Utime) + seconds(own.Stime)
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var used syscall.Rusage
+		if syscall.Getrusage(who, &used) == nil {
+			cpu[roleLoad] += seconds(used.Utime) + seconds(used.Stime)
+		}
 	}
 	if pid == 0 {
 		return cpu
 	}
+	all := processes()
+	for _, p := range all {
+		switch {
+		case simPID != 0 && descends(all, p.pid, simPID):
+			cpu[roleSim] += p.seconds
+		case descends(all, p.pid, pid):
+			cpu[role(p.name)] += p.seconds
+		}
+	}
+	return cpu
+}
+
+func processes() map[int]procStat {
 	all := map[int]procStat{}
 	paths, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, path := range paths {
@@ -62,12 +84,34 @@ func cpuOfFamily(pid int) map[string]float64 {
 			}
 		}
 	}
-	for _, p := range all {
-		if descends(all, p.pid, pid) {
-			cpu[role(p.name)] += p.seconds
-		}
+	return all
+}
+
+// resetPeak makes peakRSS count from now on, where the kernel lets us.
+func resetPeak(pid int) {
+	if pid != 0 {
+		_ = os.WriteFile("/proc/"+strconv.Itoa(pid)+"/clear_refs", []byte("5"), 0) // else the peak since its start
 	}
-	return cpu
+}
+
+// peakRSS is the most memory that a process had resident, in bytes; 0 where
+// that cannot be known.
+func peakRSS(pid int) int64 {
+	if pid == 0 {
+		return 0
+	}
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return 0
+	}
+	return kibibytes(string(text), "VmHWM:")
+}
+
+func kibibytes(status, name string) int64 {
+	_, rest, _ := strings.Cut(status, name)
+	line, _, _ := strings.Cut(rest, "\n")
+	n, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(line, "kB")), 10, 64)
+	return n << 10
 }
 
 func seconds(t syscall.Timeval) float64 {

@@ -1,6 +1,8 @@
 package bench
 
 import (
+	"encoding/json"
+	"fmt"
 	"sync"
 	"time"
 
@@ -11,37 +13,147 @@ import (
 // minutes; what is above is counted as ten minutes.
 const maxLatency = 10 * time.Minute
 
-func newHistogram() *hdrhistogram.Histogram {
-	return hdrhistogram.New(1, maxLatency.Microseconds(), 3)
+func newHistogram() *histogram { return &histogram{hdrhistogram.New(1, maxLatency.Microseconds(), 3)} }
+
+// newSmallHistogram has two digits: there is one for every second.
+func newSmallHistogram() *histogram {
+	return &histogram{hdrhistogram.New(1, maxLatency.Microseconds(), 2)}
 }
 
-// recorder collects the results of some workers. Several of them, each with a
-// few workers, keep the lock uncontended without a histogram per worker.
-type recorder struct {
-	mu        sync.Mutex
-	create    *hdrhistogram.Histogram
-	cancel    *hdrhistogram.Histogram
-	created   int64 // inside the measured window
-	cancelled int64
-	acked     int64 // in the whole run
-	errors    map[string]int64
-	sample    []string // hold ids
+// histogram travels between processes as its bars that are not empty. What
+// comes back has the same bars: their values are the lowest of each.
+type histogram struct{ *hdrhistogram.Histogram }
+
+func (h *histogram) MarshalJSON() ([]byte, error) {
+	bars := [][2]int64{{h.SignificantFigures(), 0}}
+	for _, b := range h.Distribution() {
+		if b.Count > 0 {
+			bars = append(bars, [2]int64{b.From, b.Count})
+		}
+	}
+	return json.Marshal(bars)
+}
+
+func (h *histogram) UnmarshalJSON(b []byte) error {
+	var bars [][2]int64
+	if err := json.Unmarshal(b, &bars); err != nil {
+		return err
+	}
+	if len(bars) == 0 || bars[0][0] < 1 || bars[0][0] > 5 {
+		return fmt.Errorf("a histogram without its digits")
+	}
+	h.Histogram = hdrhistogram.New(1, maxLatency.Microseconds(), int(bars[0][0]))
+	for _, bar := range bars[1:] {
+		if err := h.RecordValues(bar[0], bar[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *histogram) record(took time.Duration) { h.recordN(took, 1) }
+
+func (h *histogram) recordN(took time.Duration, n int64) {
+	h.RecordValues(max(1, min(took.Microseconds(), h.HighestTrackableValue())), n)
+}
+
+// ms is the latency in milliseconds below which quantile percent lie.
+func (h *histogram) ms(quantile float64) float64 {
+	return float64(h.ValueAtQuantile(quantile)) / 1000
+}
+
+func (h *histogram) maxMS() float64 { return float64(h.Max()) / 1000 }
+
+// seen is what clients saw, of one worker up to all processes; the JSON form is
+// what a child process reports.
+type seen struct {
+	Create    *histogram       `json:"create"`
+	Cancel    *histogram       `json:"cancel"`
+	Created   int64            `json:"created"` // inside the measured window
+	Cancelled int64            `json:"cancelled"`
+	Acked     int64            `json:"acked"` // in the whole phase
+	Errors    map[string]int64 `json:"errors"`
+	Sample    []string         `json:"sample"` // hold ids
+	IDs       []holdID         `json:"ids,omitempty"`
+	Series    series           `json:"series"`
 }
 
 // sampleSize is how many holds of a run each recorder remembers, to follow them
 // through the API when the shards cannot be read.
 const sampleSize = 64
 
-func newRecorder() *recorder {
-	return &recorder{create: newHistogram(), cancel: newHistogram(), errors: map[string]int64{}}
+func newSeen() *seen {
+	return &seen{Create: newHistogram(), Cancel: newHistogram(), Errors: map[string]int64{}, Series: series{}}
 }
+
+// merge adds other to s.
+func (s *seen) merge(other *seen) {
+	s.Create.Merge(other.Create.Histogram)
+	s.Cancel.Merge(other.Cancel.Histogram)
+	s.Created += other.Created
+	s.Cancelled += other.Cancelled
+	s.Acked += other.Acked
+	s.Sample = append(s.Sample, other.Sample...)
+	s.IDs = append(s.IDs, other.IDs...)
+	for code, n := range other.Errors {
+		s.Errors[code] += n
+	}
+	s.Series.merge(other.Series)
+}
+
+// series is what happened in each second of the clock. It counts everything,
+// the warm-up too, and every second that any process or phase saw.
+type series map[int64]*second
+
+// second is one of them; latencies are those of what ended in it.
+type second struct {
+	N       int64      `json:"n"`
+	Latency *histogram `json:"latency"`
+}
+
+func (s series) at(unix int64) *second {
+	one := s[unix]
+	if one == nil {
+		one = &second{Latency: newSmallHistogram()}
+		s[unix] = one
+	}
+	return one
+}
+
+func (s series) merge(other series) {
+	for unix, o := range other {
+		one := s.at(unix)
+		one.N += o.N
+		one.Latency.Merge(o.Latency.Histogram)
+	}
+}
+
+// between is the latency of all seconds from one to before another.
+func (s series) between(from, to time.Time) *histogram {
+	sum := newSmallHistogram()
+	for unix, one := range s {
+		if unix >= from.Unix() && unix < to.Unix() {
+			sum.Merge(one.Latency.Histogram)
+		}
+	}
+	return sum
+}
+
+// recorder collects the results of some workers. Several of them, each with a
+// few workers, keep the lock uncontended without a histogram per worker.
+type recorder struct {
+	mu sync.Mutex
+	*seen
+}
+
+func newRecorder() *recorder { return &recorder{seen: newSeen()} }
 
 func (r *recorder) addCreate(took time.Duration, n int64, measured bool) {
 	r.mu.Lock()
-	r.acked += n
+	r.Acked += n
 	if measured {
-		r.created += n
-		record(r.create, took)
+		r.Created += n
+		r.Create.record(took)
 	}
 	r.mu.Unlock()
 }
@@ -49,15 +161,15 @@ func (r *recorder) addCreate(took time.Duration, n int64, measured bool) {
 func (r *recorder) addCancel(took time.Duration, measured bool) {
 	r.mu.Lock()
 	if measured {
-		r.cancelled++
-		record(r.cancel, took)
+		r.Cancelled++
+		r.Cancel.record(took)
 	}
 	r.mu.Unlock()
 }
 
 func (r *recorder) addError(code string) {
 	r.mu.Lock()
-	r.errors[code]++
+	r.Errors[code]++
 	r.mu.Unlock()
 }
 
@@ -66,31 +178,10 @@ func (r *recorder) addError(code string) {
 func (r *recorder) addSample(id string, random func(int) int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.sample) < sampleSize {
-		r.sample = append(r.sample, id)
-	} else if at := random(int(r.acked) + 1); at < sampleSize {
-		r.sample[at] = id
-	}
-}
-
-func record(h *hdrhistogram.Histogram, took time.Duration) {
-	us := took.Microseconds()
-	us = max(1, min(us, h.HighestTrackableValue()))
-	h.RecordValue(us)
-}
-
-// merge adds other to r.
-func (r *recorder) merge(other *recorder) {
-	other.mu.Lock()
-	defer other.mu.Unlock()
-	r.create.Merge(other.create)
-	r.cancel.Merge(other.cancel)
-	r.created += other.created
-	r.cancelled += other.cancelled
-	r.acked += other.acked
-	r.sample = append(r.sample, other.sample...)
-	for code, n := range other.errors {
-		r.errors[code] += n
+	if len(r.Sample) < sampleSize {
+		r.Sample = append(r.Sample, id)
+	} else if at := random(int(r.Acked) + 1); at < sampleSize {
+		r.Sample[at] = id
 	}
 }
 

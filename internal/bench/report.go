@@ -1,15 +1,7 @@
 package bench
 
 import (
-	"fmt"
-	"io"
-	"maps"
-	"slices"
-	"strings"
-	"text/tabwriter"
 	"time"
-
-	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
 // Report is what a run measured; its JSON names are part of the contract. A
@@ -18,6 +10,7 @@ type Report struct {
 	Scenario     string  `json:"scenario"`
 	Rate         float64 `json:"rate"`
 	Clients      int     `json:"clients"`
+	Processes    int     `json:"processes"`
 	Senders      int     `json:"senders"`
 	Recipients   int     `json:"recipients"`
 	DurationS    float64 `json:"duration_s"`
@@ -47,138 +40,145 @@ type Report struct {
 
 	Errors map[string]int64 `json:"errors"`
 
-	YardstickPerS        float64 `json:"yardstick_per_s"`
-	CreatedPerYardstick  float64 `json:"created_per_yardstick"`
-	ExecutedPerYardstick float64 `json:"executed_per_yardstick"`
+	YardstickPerS         float64 `json:"yardstick_per_s"`
+	CreatedPerYardstick   float64 `json:"created_per_yardstick"`
+	CancelledPerYardstick float64 `json:"cancelled_per_yardstick"`
+	ExecutedPerYardstick  float64 `json:"executed_per_yardstick"`
 
-	CPUSeconds        map[string]float64 `json:"cpu_seconds"`
-	CPUMSPerHold      float64            `json:"cpu_ms_per_hold"`
-	CPUMSPerLifecycle float64            `json:"cpu_ms_per_lifecycle"`
-	WALBytes          int64              `json:"wal_bytes"`
-	WALBytesPerHold   float64            `json:"wal_bytes_per_hold"`
-	LedgerOK          bool               `json:"ledger_ok"`
+	// CPU of the product leaves out the load generator and, where it is a
+	// process of its own, the payment simulator.
+	CPUSeconds           map[string]float64 `json:"cpu_seconds"`
+	CPUMSPerHoldByRole   map[string]float64 `json:"cpu_ms_per_hold_by_role"`
+	CPUMSPerHold         float64            `json:"cpu_ms_per_hold"`
+	CPUMSPerLifecycle    float64            `json:"cpu_ms_per_lifecycle"`
+	WALBytes             int64              `json:"wal_bytes"`
+	WALBytesPerHold      float64            `json:"wal_bytes_per_hold"`
+	Checkpoints          int64              `json:"checkpoints"`
+	DiskBytesPerHold     float64            `json:"disk_bytes_per_hold"`
+	Triggers             int64              `json:"redis_triggers"`
+	RedisBytesPerTrigger float64            `json:"redis_bytes_per_trigger"`
+	RSSBytes             int64              `json:"rss_bytes"`
+	LedgerOK             bool               `json:"ledger_ok"`
 
-	PerSecond []int64 `json:"created_each_second"`
+	// Figures are those of the scenario alone, with their unit in the name.
+	Figures map[string]float64 `json:"figures,omitempty"`
 
-	create, lags *hdrhistogram.Histogram
+	PerSecond []int64  `json:"created_each_second"`
+	Line      []Second `json:"seconds"`
+
+	diskBytes            int64
+	create, cancel, lags *histogram
+	lagSeries            series
+}
+
+// Second is one second of the time line, counted from the first request.
+type Second struct {
+	At       int64   `json:"at_s"`
+	Answered int64   `json:"answered"` // creates, or cancels in their phase
+	P99      float64 `json:"p99_ms"`
+	Executed int64   `json:"executed"`
+	LagP99   float64 `json:"lag_p99_ms"`
 }
 
 func newReport(cfg *Config) *Report {
-	return &Report{Scenario: cfg.Scenario, Rate: cfg.Rate, Clients: cfg.Clients, Senders: cfg.Senders, Recipients: cfg.Recipients,
-		StartedAt: time.Now().UTC().Format(time.RFC3339), Errors: map[string]int64{}, CPUSeconds: map[string]float64{}}
+	return &Report{Scenario: cfg.Scenario, Rate: cfg.Rate, Clients: cfg.Clients, Processes: cfg.Processes,
+		Senders: cfg.Senders, Recipients: cfg.Recipients, StartedAt: time.Now().UTC().Format(time.RFC3339),
+		Errors: map[string]int64{}, CPUSeconds: map[string]float64{}, CPUMSPerHoldByRole: map[string]float64{},
+		Figures: map[string]float64{}, create: newHistogram(), cancel: newHistogram(), lags: newHistogram(), lagSeries: series{}}
 }
 
-// load takes over what the workers saw; elapsed is the measured window as it
-// really was: an open loop that fell behind took longer than planned.
-func (r *Report) load(seen *recorder, elapsed float64, g *generator) {
-	r.Acknowledged, r.Created = seen.acked, seen.created
-	r.DurationS = elapsed
-	if elapsed > 0 {
-		r.CreatedPerS = float64(seen.created) / elapsed
-	}
-	r.create = seen.create
-	r.CreateP50, r.CreateP99, r.CreateMax = ms(seen.create, 50), ms(seen.create, 99), float64(seen.create.Max())/1000
-	r.cancels(seen, elapsed)
-	for i := range g.perS {
-		r.PerSecond = append(r.PerSecond, g.perS[i].Load())
-	}
-	for len(r.PerSecond) > 0 && r.PerSecond[len(r.PerSecond)-1] == 0 {
-		r.PerSecond = r.PerSecond[:len(r.PerSecond)-1]
-	}
+// creates takes over what the clients saw in the measured window.
+func (r *Report) creates(s *seen, elapsed float64) {
+	r.Created, r.DurationS = s.Created, elapsed
+	r.CreatedPerS = ratio(float64(s.Created), elapsed)
+	r.create = s.Create
+	r.CreateP50, r.CreateP99, r.CreateMax = s.Create.ms(50), s.Create.ms(99), s.Create.maxMS()
 }
 
-func (r *Report) cancels(seen *recorder, elapsed float64) {
-	r.Cancelled = seen.cancelled
-	if elapsed > 0 {
-		r.CancelledPerS = float64(seen.cancelled) / elapsed
-	}
-	r.CancelP50, r.CancelP99, r.CancelMax = ms(seen.cancel, 50), ms(seen.cancel, 99), float64(seen.cancel.Max())/1000
-	for code, n := range seen.errors {
-		r.Errors[code] += n
-	}
+func (r *Report) cancels(s *seen, elapsed float64) {
+	r.Cancelled = s.Cancelled
+	r.CancelledPerS = ratio(float64(s.Cancelled), elapsed)
+	r.cancel = s.Cancel
+	r.CancelP50, r.CancelP99, r.CancelMax = s.Cancel.ms(50), s.Cancel.ms(99), s.Cancel.maxMS()
 }
 
-func (r *Report) lag(h *hdrhistogram.Histogram) {
-	r.lags = h
-	r.LagP50, r.LagP99, r.LagMax = ms(h, 50), ms(h, 99), float64(h.Max())/1000
+// executions takes over what became of the holds.
+func (r *Report) executions(n int64, lag *histogram, lags series, first, last time.Time) {
+	r.Executed, r.lags, r.lagSeries = n, lag, lags
+	r.ExecutedPerS = ratio(float64(n), last.Sub(first).Seconds())
+	r.LagP50, r.LagP99, r.LagMax = lag.ms(50), lag.ms(99), lag.maxMS()
 }
 
-func (r *Report) cpu(before, after map[string]float64) {
-	for role, s := range after {
-		// A product that was killed and started again has used less than before.
-		r.CPUSeconds[role] = max(0, s-before[role])
+// used charges the run with the difference of the counters. A product that was
+// killed and started again has used less than before.
+func (r *Report) used(before, after counters) {
+	for role, s := range after.cpu {
+		r.CPUSeconds[role] = max(0, s-before.cpu[role])
 	}
+	r.WALBytes = grown(before.walBytes, after.walBytes)
+	r.diskBytes = grown(before.diskBytes, after.diskBytes)
+	r.Checkpoints = grown(before.checkpoints, after.checkpoints)
+}
+
+func grown(before, after int64) int64 {
+	if before == 0 || after < before {
+		return 0
+	}
+	return after - before
 }
 
 // derive computes the ratios from the figures.
 func (r *Report) derive() {
-	product := 0.0
+	product, holds := 0.0, float64(r.Acknowledged)
 	for role, s := range r.CPUSeconds {
-		if role != "load" {
+		r.CPUMSPerHoldByRole[role] = ratio(s*1000, holds)
+		if role != roleLoad && role != roleSim {
 			product += s
 		}
 	}
-	if r.Acknowledged > 0 {
-		r.CPUMSPerHold = product * 1000 / float64(r.Acknowledged)
-		r.WALBytesPerHold = float64(r.WALBytes) / float64(r.Acknowledged)
+	r.CPUMSPerHold = ratio(product*1000, holds)
+	r.CPUMSPerLifecycle = ratio(product*1000, float64(r.Executed))
+	r.WALBytesPerHold = ratio(float64(r.WALBytes), holds)
+	r.DiskBytesPerHold = ratio(float64(r.diskBytes), holds)
+	r.CreatedPerYardstick = ratio(r.CreatedPerS, r.YardstickPerS)
+	r.CancelledPerYardstick = ratio(r.CancelledPerS, r.YardstickPerS)
+	r.ExecutedPerYardstick = ratio(r.ExecutedPerS, r.YardstickPerS)
+}
+
+// line puts the seconds of the load and of the executions on one scale.
+func (r *Report) line(start time.Time, answered series) {
+	first, last := start.Unix(), int64(0)
+	for _, s := range []series{answered, r.lagSeries} {
+		for unix := range s {
+			last = max(last, unix)
+		}
 	}
-	if r.Executed > 0 {
-		r.CPUMSPerLifecycle = product * 1000 / float64(r.Executed)
+	r.Line, r.PerSecond = nil, nil
+	for unix := first; unix <= last; unix++ {
+		one := Second{At: unix - first}
+		if a := answered[unix]; a != nil {
+			one.Answered, one.P99 = a.N, a.Latency.ms(99)
+		}
+		if l := r.lagSeries[unix]; l != nil {
+			one.Executed, one.LagP99 = l.N, l.Latency.ms(99)
+		}
+		r.Line = append(r.Line, one)
+		r.PerSecond = append(r.PerSecond, one.Answered)
 	}
-	if r.YardstickPerS > 0 {
-		r.CreatedPerYardstick = r.CreatedPerS / r.YardstickPerS
-		r.ExecutedPerYardstick = r.ExecutedPerS / r.YardstickPerS
+}
+
+// figure notes one number of the scenario.
+func (r *Report) figure(name string, value float64) { r.Figures[name] = value }
+
+// during notes the creates' latency before something happened and meanwhile.
+func (r *Report) during(s *seen, from, to time.Time) {
+	if s == nil || s.Acked == 0 {
+		return
 	}
+	r.figure("create_p99_before_ms", s.Series.between(from.Add(-calm), from).ms(99))
+	r.figure("create_p99_during_ms", s.Series.between(from, to.Add(time.Second)).ms(99))
 }
 
 // OK reports whether the run kept its promises: the ledger is whole and, where
 // the run waited for it, every hold has ended.
 func (r *Report) OK() bool { return r.LedgerOK && r.Settled }
-
-// Table writes the report for a person.
-func (r *Report) Table(w io.Writer) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	row := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
-	row("scenario", "%s, %.1f s measured, %d clients, %d senders, %d recipients", r.Scenario, r.DurationS, r.Clients, r.Senders, r.Recipients)
-	row("created", "%.0f/s (%d)", r.CreatedPerS, r.Created)
-	row("create latency", "p50 %.1f  p99 %.1f  max %.1f ms", r.CreateP50, r.CreateP99, r.CreateMax)
-	if r.Cancelled > 0 {
-		row("cancelled", "%.0f/s (%d)", r.CancelledPerS, r.Cancelled)
-		row("cancel latency", "p50 %.1f  p99 %.1f  max %.1f ms", r.CancelP50, r.CancelP99, r.CancelMax)
-	}
-	if r.Executed > 0 {
-		estimated := ""
-		if r.LagSampled {
-			estimated = ", estimated from a sample"
-		}
-		row("executed", "%.0f/s (%d%s)", r.ExecutedPerS, r.Executed, estimated)
-		row("execution lag", "p50 %.1f  p99 %.1f  max %.1f ms", r.LagP50, r.LagP99, r.LagMax)
-	}
-	if !r.Settled {
-		row("not ended", "%d holds", r.Open)
-	}
-	if r.YardstickPerS > 0 {
-		row("yardstick", "%.0f/s (pgbench, 64 clients, UPDATE + INSERT)", r.YardstickPerS)
-		row("ratio to it", "created %.2f  executed %.2f", r.CreatedPerYardstick, r.ExecutedPerYardstick)
-	}
-	var cpu []string
-	for _, role := range slices.Sorted(maps.Keys(r.CPUSeconds)) {
-		cpu = append(cpu, fmt.Sprintf("%s %.1f s", role, r.CPUSeconds[role]))
-	}
-	row("CPU", "%s", strings.Join(cpu, "  "))
-	if r.CPUMSPerHold > 0 {
-		row("CPU without load", "%.3f ms per hold, %.3f ms per lifecycle", r.CPUMSPerHold, r.CPUMSPerLifecycle)
-	}
-	if r.WALBytes > 0 {
-		row("WAL", "%.0f bytes per hold", r.WALBytesPerHold)
-	}
-	for _, code := range slices.Sorted(maps.Keys(r.Errors)) {
-		row("error", "%s × %d", code, r.Errors[code])
-	}
-	proof := "ok"
-	if !r.LedgerOK {
-		proof = "NOT PROVEN"
-	}
-	row("ledger", "%s", proof)
-	t.Flush()
-}

@@ -32,10 +32,14 @@ func TestReportHasTheNamesOfTheContract(t *testing.T) {
 
 func TestReportDerivesRatios(t *testing.T) {
 	t.Parallel()
-	r := &Report{Acknowledged: 1000, Executed: 500, CreatedPerS: 300, ExecutedPerS: 150, YardstickPerS: 600, WALBytes: 2_000_000}
-	r.CPUSeconds = map[string]float64{}
-	r.cpu(map[string]float64{"postgres": 1, "load": 5}, map[string]float64{"postgres": 2, "holdfast": 1, "load": 50})
+	r := &Report{Acknowledged: 1000, Executed: 500, CreatedPerS: 300, ExecutedPerS: 150, YardstickPerS: 600}
+	r.CPUSeconds, r.CPUMSPerHoldByRole = map[string]float64{}, map[string]float64{}
+	r.used(counters{cpu: map[string]float64{"postgres": 1, "load": 5}, walBytes: 500, diskBytes: 1_000_000},
+		counters{cpu: map[string]float64{"postgres": 2, "holdfast": 1, "load": 50, "payment-sim": 9}, walBytes: 2_000_500, diskBytes: 4_000_000})
 	r.derive()
+	if r.DiskBytesPerHold != 3000 || r.CPUMSPerHoldByRole["payment-sim"] != 9 || r.CPUMSPerHoldByRole["postgres"] != 1 {
+		t.Errorf("disk %g bytes, CPU by role %v; want 3000, payment-sim 9, postgres 1", r.DiskBytesPerHold, r.CPUMSPerHoldByRole)
+	}
 	if r.CPUMSPerHold != 2 || r.CPUMSPerLifecycle != 4 || r.WALBytesPerHold != 2000 {
 		t.Errorf("CPU %g and %g ms, WAL %g bytes; want 2, 4, 2000", r.CPUMSPerHold, r.CPUMSPerLifecycle, r.WALBytesPerHold)
 	}
@@ -59,27 +63,40 @@ func TestReportIsOKOnlyWhenProvenAndSettled(t *testing.T) {
 func TestReportAsTableAndHTML(t *testing.T) {
 	t.Parallel()
 	r := newReport(&Config{Scenario: "lifecycle", Clients: 7})
-	rec := newRecorder()
+	rec, start := newRecorder(), time.Unix(1_000_000, 0)
 	for i := range 100 {
 		rec.addCreate(time.Duration(i)*time.Millisecond, 1, true)
+		one := rec.Series.at(start.Unix() + int64(i/50))
+		one.N++
+		one.Latency.record(time.Millisecond)
 	}
 	rec.addError("overloaded")
-	r.load(rec, 2, newGenerator(&Config{}, 1, time.Now(), 0, time.Second))
-	r.lag(rec.create)
-	r.PerSecond = []int64{10, 20, 30}
-	var s strings.Builder
-	r.Table(&s)
+	r.creates(rec.seen, 2)
+	r.Errors = rec.Errors
+	r.executions(100, rec.Create, rec.Series, start, start.Add(2*time.Second))
+	r.line(start, rec.Series)
+	s := Summarize([]*Report{r})
+	var text strings.Builder
+	s.Table(&text)
 	for _, want := range []string{"50/s (100)", "overloaded × 1", "NOT PROVEN"} {
-		if !strings.Contains(s.String(), want) {
-			t.Errorf("the table lacks %q:\n%s", want, s.String())
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("the table lacks %q:\n%s", want, text.String())
 		}
 	}
 	path := filepath.Join(t.TempDir(), "r.html")
-	if err := r.WriteHTML(path); err != nil {
+	if err := s.WriteHTML(path); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := os.ReadFile(path); err != nil || strings.Count(string(b), "<polyline") != 3 {
-		t.Errorf("the page has not its three charts: %v", err)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Two time lines of two curves each, and the histograms of creates and lag.
+	if svgs, curves := strings.Count(string(b), "<svg"), strings.Count(string(b), "<polyline"); svgs != 4 || curves != 4 {
+		t.Errorf("the page has %d charts with %d curves, want 4 and 4", svgs, curves)
+	}
+	if strings.Contains(string(b), "http") || strings.Contains(string(b), "<script") || !strings.Contains(string(b), "prefers-color-scheme:dark") {
+		t.Error("the page needs something from outside, or knows no dark")
 	}
 }
 
@@ -96,36 +113,23 @@ func TestRecorderSampleIsFairAndBounded(t *testing.T) {
 		}
 		r.addSample(id, rng.IntN)
 	}
-	for _, id := range r.sample {
+	for _, id := range r.Sample {
 		if id == "late" {
 			late++
 		}
 	}
-	if len(r.sample) != sampleSize || late < sampleSize/5 || late > sampleSize*4/5 {
-		t.Errorf("%d kept, %d of them from the second half", len(r.sample), late)
+	if len(r.Sample) != sampleSize || late < sampleSize/5 || late > sampleSize*4/5 {
+		t.Errorf("%d kept, %d of them from the second half", len(r.Sample), late)
 	}
 }
 
 func TestRecordClampsWhatTheHistogramCannotHold(t *testing.T) {
 	t.Parallel()
 	h := newHistogram()
-	record(h, -time.Second)
-	record(h, 24*time.Hour)
+	h.record(-time.Second)
+	h.record(24 * time.Hour)
 	if h.TotalCount() != 2 {
 		t.Errorf("%d of 2 values were counted", h.TotalCount())
-	}
-}
-
-func TestSteadyWindow(t *testing.T) {
-	t.Parallel()
-	start := time.Now()
-	b := &run{cfg: &Config{Scenario: "lifecycle", DelayMax: 10 * time.Second}, measured: start, loadEnd: start.Add(30 * time.Second)}
-	if from, to, ok := b.steadyWindow(); !ok || from.Sub(start) != 10*time.Second || !to.Equal(b.loadEnd) {
-		t.Errorf("the window is %s to %s, %t", from.Sub(start), to.Sub(start), ok)
-	}
-	b.loadEnd = start.Add(15 * time.Second)
-	if _, _, ok := b.steadyWindow(); ok {
-		t.Error("a run shorter than twice its delay has no steady window")
 	}
 }
 
@@ -190,7 +194,7 @@ func TestFamily(t *testing.T) {
 			t.Errorf("process %d descends: %t", pid, got)
 		}
 	}
-	if cpu := cpuOfFamily(os.Getpid()); cpu["load"] <= 0 {
+	if cpu := cpuByRole(os.Getpid(), 0); cpu["load"] <= 0 {
 		t.Errorf("this process has used %v", cpu)
 	}
 }
@@ -203,5 +207,29 @@ func TestYardstickRateIsRead(t *testing.T) {
 	}
 	if got := lastLine([]byte("a\nb\n\n")); got != "b" {
 		t.Errorf("the last line is %q", got)
+	}
+}
+
+func testRand() *rand.Rand { return rand.New(rand.NewPCG(5, 6)) }
+
+func TestRedisMemoryPerTrigger(t *testing.T) {
+	t.Parallel()
+	var m triggerMemory
+	m.from(redisState{bytes: 1000, triggers: 10, ok: true})
+	m.to(redisState{bytes: 900_000, triggers: 9_000, ok: true})
+	if m.perTrigger() != 0 {
+		t.Error("a few triggers were taken for a measurement")
+	}
+	m.to(redisState{bytes: 2_001_000, triggers: 20_010, ok: true})
+	m.to(redisState{bytes: 5_000_000, triggers: 15_000, ok: true})
+	if m.perTrigger() != 100 || m.most != 20_000 {
+		t.Errorf("%g bytes for each of %d triggers, want 100 and 20,000", m.perTrigger(), m.most)
+	}
+}
+
+func TestPeakMemoryIsRead(t *testing.T) {
+	t.Parallel()
+	if n := kibibytes("VmPeak:\t  99 kB\nVmHWM:\t   88 kB\nVmRSS:\t 77 kB\n", "VmHWM:"); n != 88<<10 {
+		t.Errorf("read %d bytes", n)
 	}
 }

@@ -5,63 +5,90 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/HdrHistogram/hdrhistogram-go"
 	"github.com/holdfast-escrow/holdfast"
 	"github.com/holdfast-escrow/holdfast/internal/apiclient"
 )
 
 type holdID = holdfast.HoldID
 
-// settle waits until every hold of the run has ended, or the time for it is over.
+// settle waits until every hold of the run that matures within it has ended, or
+// the time for it is over.
 func (b *run) settle(ctx context.Context) {
-	if !b.cfg.settles() || b.seen.acked == 0 {
+	if b.lastDue.IsZero() || b.acked == 0 {
 		b.report.Settled = true
 		return
 	}
-	deadline := b.loadEnd.Add(b.cfg.DelayMax + b.cfg.Settle)
-	tick := time.NewTicker(250 * time.Millisecond)
-	defer tick.Stop()
-	said := time.Now()
-	for {
-		open, err := b.open(ctx)
-		if err == nil && open == 0 {
-			b.report.Settled = true
-			return
-		}
-		if err == nil {
+	deadline := later(b.lastDue, time.Now()).Add(b.cfg.Settle)
+	var watched *openHolds
+	if b.shards != nil {
+		watched = b.shards.watchOpen(b.start, b.start, b.lastDue)
+	}
+	b.report.Settled = b.await(ctx, deadline, "holds", func(ctx context.Context) (bool, error) {
+		if watched == nil {
+			open, err := b.openOfSample(ctx)
 			b.report.Open = open
+			return open == 0, err
 		}
-		if time.Now().After(deadline) {
-			b.cfg.Note("holds have not ended, or could not be looked at, %s after the last maturity", b.cfg.Settle)
-			return
+		shards, err := watched.look(ctx)
+		return shards == 0, err
+	})
+	if !b.report.Settled && watched != nil && ctx.Err() == nil {
+		b.report.Open, _ = watched.count(ctx)
+	}
+}
+
+// await asks done until it says yes, the deadline is over or ctx ends. The
+// question may be dear: the pause after it is ten times as long as it took.
+func (b *run) await(ctx context.Context, deadline time.Time, what string, done func(context.Context) (bool, error)) bool {
+	said := time.Now()
+	timer := time.NewTimer(0)
+	<-timer.C
+	for {
+		asked := time.Now()
+		asking, cancel := context.WithTimeout(ctx, 30*time.Second)
+		yes, err := done(asking)
+		cancel()
+		if err == nil && yes {
+			return true
 		}
-		if time.Since(said) > 5*time.Second {
-			said = time.Now()
-			if err != nil {
-				b.cfg.Note("waiting until the holds can be looked at: %v", err)
-			} else {
-				b.cfg.Note("waiting for %d holds to end", open)
-			}
+		now := time.Now()
+		switch {
+		case now.After(deadline):
+			b.Note("%s have not ended in time, or could not be looked at", what)
+			return false
+		case now.Sub(said) > 5*time.Second && err != nil:
+			said = now
+			b.Note("waiting until the %s can be looked at: %v", what, err)
+		case now.Sub(said) > 5*time.Second:
+			said = now
+			b.Note("waiting for %s to end", what)
 		}
+		timer.Reset(max(100*time.Millisecond, 10*now.Sub(asked)))
 		select {
-		case <-tick.C:
+		case <-timer.C:
 		case <-ctx.Done():
-			return
+			return false
 		}
 	}
 }
 
-// open counts the holds of the run that have not ended: all of them by SQL, or
-// those of the sample through the API.
-func (b *run) open(ctx context.Context) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	if b.shards != nil {
-		return b.shards.open(ctx, b.start, b.loadEnd.Add(b.cfg.DelayMax))
+// pause waits until a moment; false: ctx ended before.
+func pause(ctx context.Context, until time.Time) bool {
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
+}
+
+// openOfSample counts the holds of the sample that have not ended, through the
+// API.
+func (b *run) openOfSample(ctx context.Context) (n int64, err error) {
 	c := b.client()
-	n := int64(0)
-	for _, id := range b.seen.sample {
+	for _, id := range b.sample {
 		h, err := c.Hold(ctx, id)
 		if err != nil {
 			return 0, err
@@ -74,7 +101,7 @@ func (b *run) open(ctx context.Context) (int64, error) {
 }
 
 func (b *run) client() *apiclient.Client {
-	return &apiclient.Client{API: b.cfg.API, Admin: b.cfg.Admin, Token: b.cfg.Token, HTTP: &http.Client{
+	return &apiclient.Client{API: b.API, Admin: b.Admin, Token: b.Token, HTTP: &http.Client{
 		Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 4}}}
 }
 
@@ -82,10 +109,10 @@ func (b *run) client() *apiclient.Client {
 // remembered.
 func (b *run) sampleLag(ctx context.Context) {
 	c := b.client()
-	lag := newHistogram()
+	lag, lags := newHistogram(), series{}
 	executed, read := 0, 0
 	var first, last time.Time
-	for _, id := range b.seen.sample {
+	for _, id := range b.sample {
 		h, err := c.Hold(ctx, id)
 		if err != nil {
 			continue
@@ -95,32 +122,13 @@ func (b *run) sampleLag(ctx context.Context) {
 			continue
 		}
 		executed++
-		record(lag, h.ExecutedAt.Sub(h.UnlockAt))
-		if first.IsZero() || h.ExecutedAt.Before(first) {
-			first = h.ExecutedAt
-		}
-		if h.ExecutedAt.After(last) {
-			last = h.ExecutedAt
-		}
+		lag.record(h.ExecutedAt.Sub(h.UnlockAt))
+		first, last = earlier(first, h.ExecutedAt), later(last, h.ExecutedAt)
 	}
 	b.report.LagSampled = true
-	b.report.lag(lag)
+	estimate := int64(0)
 	if read > 0 {
-		b.report.Executed = int64(float64(b.seen.acked) * float64(executed) / float64(read))
+		estimate = int64(float64(b.acked) * float64(executed) / float64(read))
 	}
-	if span := last.Sub(first).Seconds(); span > 0 {
-		b.report.ExecutedPerS = float64(b.report.Executed) / span
-	}
-}
-
-// steadyWindow is the part of the run in which maturities arrive at the full
-// rate: from the longest delay after its start to its end. A run shorter than
-// twice its longest delay has none.
-func (b *run) steadyWindow() (from, to time.Time, ok bool) {
-	from = b.measured.Add(b.cfg.DelayMax)
-	return from, b.loadEnd, b.cfg.Scenario != "cliff" && b.loadEnd.Sub(b.measured) >= 2*b.cfg.DelayMax
-}
-
-func ms(h *hdrhistogram.Histogram, quantile float64) float64 {
-	return float64(h.ValueAtQuantile(quantile)) / 1000
+	b.report.executions(estimate, lag, lags, first, last)
 }

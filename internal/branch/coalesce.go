@@ -56,7 +56,7 @@ func coalesce[I, O any](ctx context.Context, c *Coalesce, shard int, op string, 
 	key := laneKey{shard, op}
 	l, ok := c.lanes.Load(key)
 	if !ok {
-		l, _ = c.lanes.LoadOrStore(key, lane.New(lane.Config[I, struct{}, sent[O]]{Lanes: 4, Flush: func(items []I) []sent[O] {
+		l, _ = c.lanes.LoadOrStore(key, lane.New(lane.Config[I, struct{}, sent[O]]{Lanes: 4, Patience: silence, Flush: func(items []I) []sent[O] {
 			var answers []O
 			// The callers may be gone; the transport has a deadline of its own.
 			err := c.T.Send(context.Background(), shard, op, items, &answers)

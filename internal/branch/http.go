@@ -34,17 +34,21 @@ type HTTPConfig struct {
 
 // HTTP is a Transport to participants in other processes. A shard's calls go
 // to the same participant while it answers, so that its batches grow large, and
-// to the next one when it cannot be reached.
+// to the next one when it cannot be reached or says nothing for a while.
 type HTTP struct {
 	cfg    HTTPConfig
 	client *http.Client
-	prefer atomic.Int64 // added to the shard number; moves on when a connection is refused
+	prefer atomic.Int64 // added to the shard number; moves on when a server refuses or falls silent
 	said   sync.Map     // complaints that were logged
 }
 
 // dialTimeout is how long a machine that is gone may hold up a call before the
 // next server is asked.
 const dialTimeout = 2 * time.Second
+
+// silence is how long a server may say nothing before new calls go to another
+// one. The call itself waits on: whether it was done only its answer can tell.
+const silence = 2 * time.Second
 
 // NewHTTP makes a transport; it connects when it is first used.
 func NewHTTP(cfg HTTPConfig) (*HTTP, error) {
@@ -85,11 +89,15 @@ func (h *HTTP) post(ctx context.Context, shard int, path string, body []byte, ou
 	first := h.prefer.Load()
 	for i := range h.cfg.URLs {
 		at := (first + int64(shard) + int64(i)) % int64(len(h.cfg.URLs))
+		silent := time.AfterFunc(silence, func() { h.prefer.CompareAndSwap(first, first+1) })
 		err = h.once(ctx, h.cfg.URLs[at]+path, body, out)
+		silent.Stop()
+		if err != nil {
+			h.prefer.CompareAndSwap(first, first+1)
+		}
 		if err == nil || !errors.Is(err, holdfast.ErrShardUnavailable) {
 			return err
 		}
-		h.prefer.CompareAndSwap(first, first+1)
 	}
 	return err
 }

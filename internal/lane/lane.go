@@ -25,10 +25,17 @@ type Config[I any, K comparable, O any] struct {
 	// large, and a batch costs far more than an item. Zero: none.
 	Pace  time.Duration
 	Flush func(items []I) []O
+	// Patience is how long a batch may be away before its lane takes the next
+	// one all the same: a server that fell silent must not hold up the others'
+	// items. At most MaxAway batches are left behind like that. Zero: for ever.
+	Patience time.Duration
 	// Key names what two items of one batch must not share; the second waits
 	// for a later batch, in its order. Nil: nothing.
 	Key func(*I) K
 }
+
+// MaxAway bounds how many batches may be away beyond their lane's patience.
+const MaxAway = 16
 
 // Lanes is a queue with a few batches in flight.
 type Lanes[I any, K comparable, O any] struct {
@@ -36,6 +43,7 @@ type Lanes[I any, K comparable, O any] struct {
 	mu      sync.Mutex
 	queue   []entry[I, O]
 	busy    int
+	away    int       // batches beyond their patience
 	next    time.Time // the earliest start of another batch
 	closed  bool
 	workers sync.WaitGroup
@@ -89,11 +97,7 @@ func (l *Lanes[I, K, O]) Do(ctx context.Context, items []I) ([]O, error) {
 	for i := range items {
 		l.queue = append(l.queue, entry[I, O]{item: items[i], call: c, at: i})
 	}
-	if l.busy < l.cfg.Lanes {
-		l.busy++
-		l.workers.Add(1)
-		go l.run()
-	}
+	l.startLane()
 	l.mu.Unlock()
 	select {
 	case <-c.done:
@@ -134,7 +138,7 @@ func (l *Lanes[I, K, O]) run() {
 		for i := range batch {
 			items = append(items, batch[i].item)
 		}
-		out := l.cfg.Flush(items)
+		out, replaced := l.flush(items)
 		if len(out) != len(batch) {
 			panic(fmt.Sprintf("lane: flush answered %d of %d items", len(out), len(batch)))
 		}
@@ -145,8 +149,49 @@ func (l *Lanes[I, K, O]) run() {
 				close(c.done)
 			}
 		}
+		if replaced {
+			return
+		}
 		clear(items)
 	}
+}
+
+// startLane puts a free lane to work; the caller holds mu.
+func (l *Lanes[I, K, O]) startLane() {
+	if l.busy < l.cfg.Lanes && len(l.queue) > 0 {
+		l.busy++
+		l.workers.Add(1)
+		go l.run()
+	}
+}
+
+// flush runs one batch. When that takes longer than the lane's patience,
+// another goroutine has taken the lane over.
+func (l *Lanes[I, K, O]) flush(items []I) (out []O, replaced bool) {
+	if l.cfg.Patience == 0 {
+		return l.cfg.Flush(items), false
+	}
+	back := false
+	late := time.AfterFunc(l.cfg.Patience, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if back || l.away >= MaxAway {
+			return
+		}
+		replaced = true
+		l.away++
+		l.busy--
+		l.startLane()
+	})
+	out = l.cfg.Flush(items)
+	late.Stop()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	back = true
+	if replaced {
+		l.away--
+	}
+	return out, replaced
 }
 
 // take cuts the next batch from the head of the queue and leaves behind what

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/holdfast-escrow/holdfast"
 )
@@ -72,6 +73,34 @@ func TestDo(t *testing.T) {
 		l := New(Config[int, int, int]{MaxQueue: 3, Flush: func(in []int) []int { t.Error("flushed"); return in }})
 		if _, err := l.Do(context.Background(), []int{1, 2, 3, 4}); !errors.Is(err, holdfast.ErrOverloaded) {
 			t.Errorf("err = %v, want overloaded", err)
+		}
+	})
+	t.Run("a batch that stays away does not hold up the next", func(t *testing.T) {
+		t.Parallel()
+		gate := make(chan struct{})
+		l := New(Config[int, int, int]{Lanes: 1, Patience: time.Millisecond, Flush: func(in []int) []int {
+			if in[0] == 0 {
+				<-gate
+			}
+			return in
+		}})
+		first := make(chan error, 1)
+		go func() {
+			_, err := l.Do(context.Background(), []int{0})
+			first <- err
+		}()
+		for n := 1; n <= 3; n++ {
+			if out, err := l.Do(t.Context(), []int{n}); err != nil || out[0] != n {
+				t.Fatalf("Do(%d) behind a batch that is away = %v, %v", n, out, err)
+			}
+		}
+		close(gate)
+		if err := <-first; err != nil {
+			t.Errorf("the batch that was away: %v", err)
+		}
+		l.Close(context.Background())
+		if l.away != 0 || l.busy != 0 {
+			t.Errorf("%d batches away and %d lanes busy at the end", l.away, l.busy)
 		}
 	})
 	t.Run("a caller that leaves undoes nothing", func(t *testing.T) {

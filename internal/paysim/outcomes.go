@@ -12,13 +12,15 @@ import (
 	"github.com/holdfast-escrow/holdfast"
 )
 
-// Outcome is one line of the journal: what became of one idempotency key.
+// Outcome is one line of the journal: what became of one idempotency key. A
+// payment that is put off has a line when it is paid and none before.
 type Outcome struct {
 	Hold      holdfast.HoldID
 	Recipient holdfast.UserID
 	Amount    int64
 	At        time.Time // zero: decided before the journal kept the time
-	Refused   bool      // else it was paid
+	Refused   bool      // else it was paid, or Lied
+	Lied      bool      // success was claimed and nothing was done
 	PaymentID string    // of a payment
 }
 
@@ -35,20 +37,20 @@ func ReadJournal(from io.Reader, each func(Outcome)) (int64, error) {
 		if err != nil {
 			return whole, fmt.Errorf("read the payment journal after %d bytes: %w", whole, err)
 		}
-		rec, err := parseLine(line[:len(line)-1])
+		res, err := parseLine(line[:len(line)-1])
 		if err != nil {
 			return whole, fmt.Errorf("read the payment journal after %d bytes: %w", whole, err)
 		}
 		whole += int64(len(line))
-		if rec.word != wordPaid && rec.word != wordRefused {
-			continue // a lie, or what will be a line of its own when it is paid
+		if res.word == wordHidden || res.word == wordPending {
+			continue // it has a line of its own when it is paid
 		}
-		o := Outcome{Hold: rec.hold, Recipient: rec.recipient, Amount: rec.amount, Refused: rec.refused}
-		if rec.at != 0 {
-			o.At = time.UnixMilli(rec.at).UTC()
+		o := Outcome{Hold: res.hold, Recipient: res.recipient, Amount: res.amount, Refused: res.refused, Lied: res.word == wordLied}
+		if res.at != 0 {
+			o.At = time.UnixMilli(res.at).UTC()
 		}
-		if !rec.refused {
-			o.PaymentID = paymentID(rec.key.number())
+		if !res.refused && !o.Lied {
+			o.PaymentID = paymentID(res.key.number())
 		}
 		each(o)
 	}

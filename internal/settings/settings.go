@@ -108,7 +108,7 @@ var table = []Setting{
 	{Name: "HOLDFAST_REDIS_URL", Help: "redis://, rediss:// or unix:// URL, for schedulers and coordinators (default: embedded server)",
 		parse: anyURL(func(c *Config) *string { return &c.RedisURL }, "redis", "rediss", "unix")},
 	{Name: "HOLDFAST_SHARD_COUNT", Default: "0",
-		Help:  "number of shards behind HOLDFAST_PARTICIPANTS, for a coordinator that is not given HOLDFAST_SHARDS",
+		Help:  "number of shards: of embedded servers in a new directory (0: four), or behind HOLDFAST_PARTICIPANTS for a coordinator that is not given HOLDFAST_SHARDS",
 		parse: integer(func(c *Config) *int { return &c.ShardCount }, 0, 4096)},
 	{Name: "HOLDFAST_BRANCH_SECRET",
 		Help:  "shared secret of the processes, 16 characters or more; signs requests between them",

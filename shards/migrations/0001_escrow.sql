@@ -150,10 +150,13 @@ CREATE TABLE attempts (
 ) WITH (fillfactor = 60);
 CREATE INDEX attempts_next ON attempts (next_at);
 
--- Every hold with an id below has ended or has a row in attempts.
+-- Every hold with an id below id has ended or has a row in attempts. No Try makes
+-- a hold with an id below floor, whatever its clock says; id follows when every
+-- Try that may not have seen the floor has ended.
 CREATE TABLE watermark (
-    one  boolean PRIMARY KEY DEFAULT true CHECK (one),
-    id   uuid    NOT NULL
+    one   boolean PRIMARY KEY DEFAULT true CHECK (one),
+    id    uuid    NOT NULL,
+    floor uuid    NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000'
 );
 INSERT INTO watermark (id) VALUES ('00000000-0000-0000-0000-000000000000');
 

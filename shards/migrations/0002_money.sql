@@ -115,23 +115,27 @@ LANGUAGE plpgsql AS $$
 DECLARE
     n int := cardinality(p_sender);
     v_now timestamptz := holdfast_begin(p_epoch);
+    v_floor uuid := (SELECT w.floor FROM watermark w); -- read after the transaction has its id
     v_now_ms bigint := floor(extract(epoch FROM v_now) * 1000);
     v_ms bigint[]; v_id uuid[]; v_code text[]; v_refusal text[]; v_available bigint[]; v_hold uuid[];
     v_new uuid[]; r record; v_slot bigint; v_left bigint; v_n int;
 BEGIN
     -- 1. When does each mature, and may it? (Up to 1 s less than the least
-    -- delay is forgiven for the way through the network.)
-    SELECT array_agg(ms ORDER BY ord),
-           array_agg(coalesce(given, (lpad(to_hex(ms), 12, '0') || '8' || lpad(to_hex(bucket::int), 3, '0') || tail)::uuid) ORDER BY ord),
+    -- delay is forgiven for the way through the network.) Below the floor nobody
+    -- looks for holds any more: this clock is behind what it was.
+    SELECT array_agg(ms ORDER BY ord), array_agg(id ORDER BY ord),
            array_agg(CASE WHEN skip THEN 'skip'
-                          WHEN ms <= v_now_ms OR ms > v_now_ms + 7776000001 THEN 'unlock_at_out_of_range' END ORDER BY ord)
+                          WHEN ms <= v_now_ms OR ms > v_now_ms + 7776000001 THEN 'unlock_at_out_of_range'
+                          WHEN id < v_floor THEN 'shard_unavailable' END ORDER BY ord)
     INTO v_ms, v_id, v_code
-    FROM (SELECT ord, bucket, tail, skip, given,
+    FROM (SELECT ord, skip, ms,
+                 coalesce(given, (lpad(to_hex(ms), 12, '0') || '8' || lpad(to_hex(bucket::int), 3, '0') || tail)::uuid) AS id
+          FROM (SELECT ord, bucket, tail, skip, given,
                  CASE WHEN at BETWEEN 0 AND 281474976710655 THEN at ELSE 0 END AS ms
           FROM (SELECT ord, bucket, tail, skip, given,
                        coalesce(nullif(delay, 0) + ceil(extract(epoch FROM v_now) * 1000)::bigint, unlock) AS at
                 FROM unnest(p_unlock_ms, p_delay_ms, p_bucket, p_tail, p_skip, p_id)
-                     WITH ORDINALITY AS t(unlock, delay, bucket, tail, skip, given, ord)) y) x;
+                     WITH ORDINALITY AS t(unlock, delay, bucket, tail, skip, given, ord)) y) z) x;
     v_refusal := array_fill(NULL::text, ARRAY[n]);
     v_available := array_fill(NULL::bigint, ARRAY[n]);
     v_hold := v_id;
