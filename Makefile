@@ -14,9 +14,11 @@ STAMP := $(shell git status --porcelain >/dev/null 2>&1 && echo -buildvcs=true)
 RACE_PKGS ?= ./...
 TEST_FLAGS ?=
 BENCH_FLAGS ?=
+CHAOS_FLAGS ?=
+SEEDS ?= $(if $(filter-out 0,$(ALL)),5,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench bench-peers test check build fmt lint unit full tagged race
+.PHONY: help run demo bench bench-peers chaos bugs test check build fmt lint unit full tagged race
 
 help: ## list what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +37,17 @@ bench: build ## about three minutes of load on a fresh stack: medians of three r
 bench-peers: ## Holdfast against dtm, River and asynq, side by side (about 30 minutes)
 	@.ci/install servers
 	@cd harness/peers && LOG_LEVEL=error go run . --duration 15s --pairs 3 $(BENCH_FLAGS)
+
+chaos: ## a dozen faults, other ones every day, in about three minutes (ALL=1: every fault, 5 seeds; SEEDS=20)
+	@.ci/install servers
+	@go build $(STAMP) -trimpath -tags failpoints -o bin/holdfast-chaos ./cmd/holdfast
+	@.ci/step "failure injection" bin/holdfast-chaos chaos run $(if $(filter-out 0,$(ALL)),--all,--time 3m) --seeds $(SEEDS) \
+		--report chaos-report.html --json chaos-report.json $(CHAOS_FLAGS)
+
+bugs: ## plant each known bug, show which check finds it first
+	@.ci/install servers
+	@go build $(STAMP) -trimpath -tags failpoints,planted -o bin/holdfast-chaos ./cmd/holdfast
+	@.ci/step "planted bugs" bin/holdfast-chaos chaos bugs $(CHAOS_FLAGS)
 
 test: ## everything that CI runs: lint, all tests on real servers, race
 	@.ci/step "servers" .ci/install servers

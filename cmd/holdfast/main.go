@@ -156,7 +156,7 @@ Start here: holdfast up`,
 	}
 	root.AddCommand(a.upCommand(), a.serveCommand(), a.migrateCommand(), a.holdCommand(), a.accountCommand(),
 		a.dlqCommand(), a.ledgerCommand(), a.shardCommand(), a.tokenCommand(), a.paymentSimCommand(),
-		a.benchCommand(), a.demoCommand(), a.versionCommand())
+		a.benchCommand(), a.demoCommand(), a.chaosCommand(), a.versionCommand())
 	return root
 }
 

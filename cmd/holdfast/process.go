@@ -137,7 +137,7 @@ func (p *process) makeCoordinator(shardsGiven int, redisURL string) error {
 		return err
 	}
 	p.pay, err = payment.New(payment.Config{URL: p.paymentURL(), Timeout: p.cfg.PaymentTimeout,
-		Refusals: p.cfg.PaymentRefusals, ErrorRatio: p.cfg.BreakerErrorRatio,
+		Refusals: p.cfg.PaymentRefusals, ErrorRatio: p.cfg.BreakerErrorRatio, OpenFor: p.cfg.BreakerOpenFor,
 		// The window must outlast a call, or an API that only hangs would
 		// never be counted.
 		Window: max(30*time.Second, 3*p.cfg.PaymentTimeout), Metrics: p.reg, Log: p.log.With("role", "payment")})
@@ -155,7 +155,7 @@ func (p *process) makeCoordinator(shardsGiven int, redisURL string) error {
 	cfg := coordinator.Config{Participants: participants, Map: shardMap, Payment: p.pay, Auth: verifier,
 		Log: p.log.With("role", "coordinator"), Metrics: p.reg, Gatherer: p.reg, Currencies: p.cfg.Currencies,
 		RatePerSecond: p.cfg.RateLimit, GiveUp: p.cfg.PaymentGiveUp, KeyLifetime: p.cfg.PaymentKeyLifetime,
-		Now: p.cfg.Now}
+		BackoffMost: p.cfg.PaymentRetryMost, RefusalQuiet: p.cfg.RefusalQuiet, LeaseMargin: p.cfg.LeaseMargin, Now: p.cfg.Now}
 	// Scheduler and filler need the coordinator and are therefore made after
 	// it; these functions are called only once everything has started.
 	switch {
@@ -207,7 +207,7 @@ func (p *process) makeScheduler(redisURL string) error {
 	var err error
 	p.sched, err = scheduler.New(scheduler.Config{Shards: p.shards, RedisURL: redisURL, Driver: driver,
 		Log: p.log.With("role", "scheduler"), Metrics: p.reg, Horizon: p.cfg.Horizon, SweepEvery: p.cfg.SweepEvery,
-		DrainRate: p.cfg.DrainRate, Now: p.cfg.Now})
+		Lease: p.cfg.TriggerLease, DrainRate: p.cfg.DrainRate, Now: p.cfg.Now})
 	return err
 }
 

@@ -162,26 +162,41 @@ the token is one of a service, which may act for every user.`,
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{Use: "version", Short: "Print the version", Args: exactly(), Example: "  holdfast version",
 		RunE: func(*cobra.Command, []string) error {
-			v := map[string]string{"version": "development", "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH}
-			if info, ok := debug.ReadBuildInfo(); ok {
-				if info.Main.Version != "" && info.Main.Version != "(devel)" {
-					v["version"] = info.Main.Version
-				}
-				for _, s := range info.Settings {
-					switch s.Key {
-					case "vcs.revision":
-						v["commit"] = s.Value
-					case "vcs.time":
-						if t, err := time.Parse(time.RFC3339, s.Value); err == nil {
-							v["commit_time"] = t.UTC().Format(time.RFC3339)
-						}
-					}
-				}
-			}
+			v := versionOf()
 			if a.output == "json" {
 				return a.showJSON(v)
 			}
 			fmt.Fprintf(a.stdout, "holdfast %s (%s, %s)\n", v["version"], v["go"], v["platform"])
 			return nil
 		}}
+}
+
+// versionOf is what the build knows of itself.
+func versionOf() (v map[string]string) {
+	v = map[string]string{"version": "development", "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if info.Main.Version != "" && info.Main.Version != "(devel)" {
+			v["version"] = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			switch s.Key {
+			case "vcs.revision":
+				v["commit"] = s.Value
+			case "vcs.time":
+				if t, err := time.Parse(time.RFC3339, s.Value); err == nil {
+					v["commit_time"] = t.UTC().Format(time.RFC3339)
+				}
+			}
+		}
+	}
+	return v
+}
+
+// versionText is the version for a report: the commit where the build knows it.
+func versionText() string {
+	v := versionOf()
+	if v["commit"] != "" {
+		return "holdfast " + v["commit"][:min(12, len(v["commit"]))]
+	}
+	return "holdfast " + v["version"]
 }

@@ -46,6 +46,10 @@ type Config struct {
 	// Skew is how far the clocks of clients and shards may be apart; 0: 50 ms,
 	// since a history counts on the monotonic clock and shards on the wall's.
 	Skew time.Duration
+	// Clocks is how far the clocks of the shards and of the payment API may be
+	// apart, or have jumped, under a fault that has its hand on them; 0: not at
+	// all. A claim is judged by its own shard's clock whatever happens.
+	Clocks time.Duration
 	// Pictures is where the pictures of histories that are not linearizable are
 	// written; empty: nowhere.
 	Pictures string
@@ -84,7 +88,7 @@ func New(cfg Config) *Checker {
 		cfg.Timeout = 20 * time.Second
 	}
 	if cfg.Skew == 0 {
-		cfg.Skew = 50 * time.Millisecond
+		cfg.Skew = 50*time.Millisecond + cfg.Clocks
 	}
 	return &Checker{cfg: cfg, client: &http.Client{}, conns: make([]*pgx.Conn, len(cfg.DSNs)), told: map[string]bool{},
 		effects: &effects{byHold: map[holdfast.HoldID][]paysim.Outcome{}}}
@@ -139,7 +143,7 @@ func (c *Checker) cut(ctx context.Context) ([]Violation, *world) {
 	if ctx.Err() != nil { // whoever asked has left: what was read may be half
 		return nil, now
 	}
-	f := &finder{}
+	f := &finder{clocks: c.cfg.Clocks}
 	for _, s := range now.shards {
 		if s != nil {
 			f.books(c.cfg.Map, s)

@@ -34,7 +34,7 @@ func (e *effects) of(id holdfast.HoldID) (paid []paysim.Outcome, refused bool) {
 		switch {
 		case o.Refused:
 			refused = true
-		case !o.Lied && !(o.PutOff && o.At.After(time.Now())):
+		case !o.Lied:
 			paid = append(paid, o)
 		}
 	}
@@ -130,7 +130,7 @@ func (f *finder) payment(s *shard, id holdfast.HoldID, o paysim.Outcome) {
 	if h.paymentID != "" && h.paymentID != o.PaymentID && !s.saidByPerson(id, "paid") {
 		f.add("I7", "payment_id_differs", id, "the payment API calls it %s", o.PaymentID)
 	}
-	if !o.At.IsZero() && o.At.Before(h.unlockAt.Truncate(time.Millisecond)) {
+	if !o.At.IsZero() && o.At.Add(f.clocks).Before(h.unlockAt.Truncate(time.Millisecond)) {
 		f.add("I8", "paid_early", id, "paid %s before maturity", h.unlockAt.Sub(o.At))
 	}
 }

@@ -31,8 +31,9 @@ const maxPerCheck = 10
 
 // finder collects the violations of one cut.
 type finder struct {
-	found []found
-	count map[string]int
+	clocks time.Duration // Config.Clocks
+	found  []found
+	count  map[string]int
 }
 
 type found struct {

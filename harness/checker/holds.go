@@ -78,12 +78,13 @@ func (f *finder) legal(s *shard, h *hold) {
 	}
 	for _, pair := range [][2]time.Time{{h.createdAt, h.claimedAt}, {h.claimedAt, h.decidedAt}, {h.decidedAt, h.executedAt},
 		{h.decidedAt, h.refundedAt}, {h.createdAt, h.cancelledAt}} {
-		if !pair[1].IsZero() && pair[1].Before(pair[0]) {
+		if !pair[1].IsZero() && pair[1].Add(f.clocks).Before(pair[0]) {
 			f.add("I5", "times_out_of_order", h.id, "shard %d: %s is before %s", s.number, clock(pair[1]), clock(pair[0]))
 		}
 	}
-	for _, t := range []time.Time{h.claimedAt, h.decidedAt, h.executedAt} {
-		if !t.IsZero() && t.Before(h.unlockAt) {
+	// The claim is the decision: no fault of any clock excuses an early one.
+	for t, tolerance := range map[time.Time]time.Duration{h.decidedAt: f.clocks, h.executedAt: f.clocks, h.claimedAt: 0} {
+		if !t.IsZero() && t.Add(tolerance).Before(h.unlockAt) {
 			f.add("I8", "early", h.id, "shard %d: something was done at %s, %s before maturity", s.number, clock(t), h.unlockAt.Sub(t))
 			break
 		}
@@ -127,7 +128,7 @@ func (f *finder) entriesOf(m *holdfast.ShardMap, s *shard, h *hold) {
 		if e.user != who || e.currency != h.currency || max(e.amount, -e.amount) != h.amount {
 			f.add("I2", "entry_differs", h.id, "shard %d: a movement of another user, amount or currency than the hold's: %s", s.number, e)
 		}
-		if e.postedUS < h.unlockAt.UnixMicro() && (e.movement == holdfast.MoveSettle || e.movement == holdfast.MoveCredit || e.movement == holdfast.MoveRefund) {
+		if e.postedUS+f.clocks.Microseconds() < h.unlockAt.UnixMicro() && (e.movement == holdfast.MoveSettle || e.movement == holdfast.MoveCredit || e.movement == holdfast.MoveRefund) {
 			f.add("I8", "early", h.id, "shard %d: posted before maturity: %s", s.number, e)
 		}
 	}
@@ -205,7 +206,7 @@ func (f *finder) strangers(m *holdfast.ShardMap, s *shard) {
 				f.add("I2", "entry_without_hold", ref, "shard %d: no hold explains %s", s.number, e)
 				break
 			}
-			if e.postedUS < ref.UnlockAt().UnixMicro() {
+			if e.postedUS+f.clocks.Microseconds() < ref.UnlockAt().UnixMicro() {
 				f.add("I8", "early", ref, "shard %d: posted before maturity: %s", s.number, e)
 			}
 		}

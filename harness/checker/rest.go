@@ -53,7 +53,7 @@ func (c *Checker) AtRest(ctx context.Context, h *workload.History) (Report, erro
 	if err := errors.Join(append(append(first.errs, w.errs...), ctx.Err())...); err != nil {
 		return Report{}, fmt.Errorf("check at rest: %w", err)
 	}
-	rest := &restCheck{finder: &finder{}, c: c, w: w, h: h, ops: h.Ops()}
+	rest := &restCheck{finder: &finder{clocks: c.cfg.Clocks}, c: c, w: w, h: h, ops: h.Ops()}
 	rest.groups = groups(rest.ops)
 	rest.ended()
 	rest.money()

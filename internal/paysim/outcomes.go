@@ -13,7 +13,7 @@ import (
 )
 
 // Outcome is one line of the journal: what became of one idempotency key. A
-// payment that is put off is paid when its time has come, which may be ahead.
+// payment that is put off has a line when it is paid and none before.
 type Outcome struct {
 	Hold      holdfast.HoldID
 	Recipient holdfast.UserID
@@ -21,7 +21,6 @@ type Outcome struct {
 	At        time.Time // zero: decided before the journal kept the time
 	Refused   bool      // else it was paid, or Lied
 	Lied      bool      // success was claimed and nothing was done
-	PutOff    bool      // paid at At, which may be ahead
 	PaymentID string    // of a payment
 }
 
@@ -42,15 +41,18 @@ func ReadJournal(from io.Reader, each func(Outcome)) (int64, error) {
 		if err != nil {
 			return whole, fmt.Errorf("read the payment journal after %d bytes: %w", whole, err)
 		}
-		o := Outcome{Hold: res.hold, Recipient: res.recipient, Amount: res.amount, Refused: res.refused, Lied: res.word == wordLied, PutOff: res.due != 0}
-		if at := max(res.at, res.due); at != 0 {
-			o.At = time.UnixMilli(at).UTC()
+		whole += int64(len(line))
+		if res.word == wordHidden || res.word == wordPending {
+			continue // it has a line of its own when it is paid
+		}
+		o := Outcome{Hold: res.hold, Recipient: res.recipient, Amount: res.amount, Refused: res.refused, Lied: res.word == wordLied}
+		if res.at != 0 {
+			o.At = time.UnixMilli(res.at).UTC()
 		}
 		if !res.refused && !o.Lied {
 			o.PaymentID = paymentID(res.key.number())
 		}
 		each(o)
-		whole += int64(len(line))
 	}
 }
 
@@ -66,6 +68,14 @@ func (s *Sim) getJournal(w http.ResponseWriter, r *http.Request) {
 			refuse(w, http.StatusBadRequest, codeInvalid, "from must be a number of bytes")
 			return
 		}
+	}
+	s.mu.Lock()
+	s.ripen(time.Now())
+	written := s.journal.pending()
+	s.mu.Unlock()
+	if err := written.wait(); err != nil {
+		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "the journal cannot be written")
+		return
 	}
 	info, err := s.journal.f.Stat()
 	if err != nil {

@@ -32,12 +32,17 @@ type Config struct {
 	PaymentRefusals    []string
 	PaymentKeyLifetime time.Duration
 	PaymentGiveUp      time.Duration
+	PaymentRetryMost   time.Duration
+	RefusalQuiet       time.Duration
+	LeaseMargin        time.Duration // on top of PaymentTimeout
 	BreakerErrorRatio  float64
+	BreakerOpenFor     time.Duration
 	DrainRate          float64 // holds per second; 0: half of the capacity seen
 
-	Horizon    time.Duration
-	SweepEvery time.Duration
-	Lanes      int // batches in flight per shard; 0: the participant's default
+	Horizon      time.Duration
+	SweepEvery   time.Duration
+	TriggerLease time.Duration
+	Lanes        int // batches in flight per shard; 0: the participant's default
 
 	JWTSecret   string // empty: the development secret in Data
 	JWTIssuer   string
@@ -125,15 +130,28 @@ var table = []Setting{
 	{Name: "HOLDFAST_PAYMENT_GIVE_UP", Default: "24h",
 		Help:  "how long an unanswered payment is tried before a person is asked",
 		parse: duration(func(c *Config) *time.Duration { return &c.PaymentGiveUp }, time.Second, 365*24*time.Hour)},
+	{Name: "HOLDFAST_PAYMENT_RETRY_MOST", Default: "5m",
+		Help:  "longest wait between two attempts of one payment; it doubles up to this from 1s",
+		parse: duration(func(c *Config) *time.Duration { return &c.PaymentRetryMost }, 100*time.Millisecond, 24*time.Hour)},
+	{Name: "HOLDFAST_REFUSAL_QUIET", Default: "1m",
+		Help:  "how long after an unanswered attempt a later refusal is final without the look-up saying so",
+		parse: duration(func(c *Config) *time.Duration { return &c.RefusalQuiet }, time.Second, 24*time.Hour)},
+	{Name: "HOLDFAST_LEASE_MARGIN", Default: "5s",
+		Help:  "how long beyond the payment timeout a claimed hold belongs to its driver",
+		parse: duration(func(c *Config) *time.Duration { return &c.LeaseMargin }, 500*time.Millisecond, 10*time.Minute)},
 	{Name: "HOLDFAST_BREAKER_ERROR_RATIO", Default: "0.10",
 		Help:  "share of failed payment calls above which the breaker opens",
 		parse: number(func(c *Config) *float64 { return &c.BreakerErrorRatio }, 0.001, 1)},
+	{Name: "HOLDFAST_BREAKER_OPEN_FOR", Default: "5s", Help: "how long the open breaker waits before it lets trial calls through",
+		parse: duration(func(c *Config) *time.Duration { return &c.BreakerOpenFor }, 100*time.Millisecond, time.Hour)},
 	{Name: "HOLDFAST_DRAIN_RATE", Default: "0", Help: "overdue holds driven per second after an outage; 0: half of the capacity seen",
 		parse: number(func(c *Config) *float64 { return &c.DrainRate }, 0, 1e9)},
 	{Name: "HOLDFAST_HORIZON", Default: "5m", Help: "how far ahead triggers are kept in Redis",
 		parse: duration(func(c *Config) *time.Duration { return &c.Horizon }, time.Second, 24*time.Hour)},
 	{Name: "HOLDFAST_SWEEP_EVERY", Default: "1m", Help: "how often the next slice of the horizon is read",
 		parse: duration(func(c *Config) *time.Duration { return &c.SweepEvery }, 100*time.Millisecond, time.Hour)},
+	{Name: "HOLDFAST_TRIGGER_LEASE", Default: "10s", Help: "how long a trigger taken from Redis may stay unanswered before it is put back",
+		parse: duration(func(c *Config) *time.Duration { return &c.TriggerLease }, 100*time.Millisecond, time.Hour)},
 	{Name: "HOLDFAST_LANES", Default: "0", Help: "batches in flight per shard and kind of step; 0: chosen by the participant",
 		parse: integer(func(c *Config) *int { return &c.Lanes }, 0, 64)},
 	{Name: "HOLDFAST_JWT_SECRET", Help: "HS256 secret, 32 characters or more (default: a development secret in the data directory)",

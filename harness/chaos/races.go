@@ -1,0 +1,122 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-escrow/holdfast/harness/workload"
+)
+
+func raceFaults() []Fault {
+	return []Fault{
+		{Name: "cancel-races-10000", Theme: "races", Heavy: true, Covers: "2, I6, I7", Load: calmLoad, Within: 20 * time.Second,
+			About: "10,000 cancels within 5 ms of maturity against the execution of the same holds: both sides win some, no hold has two ends.", Strike: cancelRaces(10000)},
+		{Name: "cancel-races", Theme: "races", Quick: true, Covers: "2, I6, I7", Load: calmLoad,
+			About: "1,000 cancels within 5 ms of maturity against the execution of the same holds.", Strike: cancelRaces(1000)},
+		{Name: "same-key-100", Theme: "races", Quick: true, Covers: "I9", Load: calmLoad,
+			About: "The same create is sent a hundred times at once, over both coordinators: one hold, one debit.", Strike: sameKey},
+	}
+}
+
+// calmLoad leaves the stage to the race.
+func calmLoad(c *workload.Config) {
+	c.Rate, c.Clients, c.Fund = 20, 32, 100_000_000
+	c.RequestTimeout, c.GiveUp = 8*time.Second, 20*time.Second
+}
+
+const (
+	racesPerSecond = 400
+	raceWindow     = 5 * time.Millisecond
+)
+
+// cancelRaces sends each cancel so that it arrives at the maturity, as far as
+// the way there can be known: it leaves by the usual time of the way earlier.
+func cancelRaces(n int) func(context.Context, *Run) error {
+	return func(ctx context.Context, r *Run) error {
+		var cancelled, matured, other, way atomic.Int64
+		way.Store(int64(3 * time.Millisecond))
+		var all sync.WaitGroup
+		tick := time.NewTicker(time.Second / racesPerSecond)
+		defer tick.Stop()
+		for i := range n {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				all.Wait()
+				return ctx.Err()
+			}
+			random := rand.New(rand.NewPCG(uint64(r.Seed), uint64(i)))
+			all.Go(func() {
+				hand := r.World.Hand(i)
+				sender := r.World.Senders[i%len(r.World.Senders)]
+				recipient := r.World.Recipients[random.IntN(len(r.World.Recipients))]
+				op := hand.Create(ctx, r.World.Key("race-%d", i), sender, recipient, 1+random.Int64N(9), time.Now().Add(1500*time.Millisecond))
+				if op.Outcome != workload.OK {
+					other.Add(1)
+					return
+				}
+				aim := time.Duration(random.Int64N(int64(2*raceWindow))) - raceWindow - time.Duration(way.Load())
+				if r.Wait(ctx, time.Until(op.UnlockAt.Add(aim))) != nil {
+					return
+				}
+				began := time.Now()
+				end := hand.Cancel(ctx, op)
+				way.Store((way.Load()*15 + min(int64(time.Since(began))/2, int64(20*time.Millisecond))) / 16)
+				switch {
+				case end.Outcome == workload.OK:
+					cancelled.Add(1)
+				case end.Outcome == workload.Refused:
+					matured.Add(1)
+				default:
+					other.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		c, m := cancelled.Load(), matured.Load()
+		r.Struck(int(c + m))
+		r.Note("%d were cancelled, %d were too late, %d unknown", c, m, other.Load())
+		if c < int64(n)/100 || m < int64(n)/100 {
+			r.Fail("%d cancels won and %d lost of %d: one side hardly ever wins, so nothing was raced", c, m, n)
+		}
+		return nil
+	}
+}
+
+func sameKey(ctx context.Context, r *Run) error {
+	const copies = 100
+	for round := range 5 {
+		key := r.World.Key("same-%d", round)
+		sender, recipient := r.World.Senders[round], r.World.Recipients[round]
+		at := time.Now().Add(2 * time.Second)
+		ops := make([]workload.Op, copies)
+		start := make(chan struct{})
+		var all sync.WaitGroup
+		for i := range copies {
+			all.Go(func() {
+				hand := r.World.Hand(round*copies + i)
+				<-start
+				ops[i] = hand.Create(ctx, key, sender, recipient, 7, at)
+			})
+		}
+		close(start)
+		all.Wait()
+		ids := map[string]int{}
+		for _, op := range ops {
+			if op.Outcome == workload.OK {
+				ids[op.Hold.String()]++
+				r.Struck(1)
+			} else {
+				ids[fmt.Sprintf("%s %d %s", op.Outcome, op.HTTP, op.Code)]++
+			}
+		}
+		if len(ids) != 1 {
+			r.Fail("one create sent %d times at once was answered with %v", copies, ids)
+		}
+	}
+	return nil
+}
