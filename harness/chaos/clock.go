@@ -17,7 +17,7 @@ func clockFaults() []Fault {
 		name string
 		off  time.Duration
 	}{{"ahead", 2 * time.Hour}, {"behind", -2 * time.Hour}} {
-		out = append(out, Fault{Name: "postgres-clock-2h-" + c.name, Theme: "clock", Cluster: "clock", Covers: "2, 5, I8", Within: recoverShard, Can: canFake, Clocks: c.off.Abs() + time.Minute,
+		out = append(out, Fault{Name: "postgres-clock-2h-" + c.name, Theme: "clock", Cluster: "clock " + c.name, Covers: "2, 5, I8", Within: recoverShard, Can: canFake, Clocks: c.off.Abs() + time.Minute,
 			About:  fmt.Sprintf("The clock of a shard is two hours %s (libfaketime): nothing there is driven until it is right again, and nothing matures early.", c.name),
 			Strike: shardClock(c.off), Before: cancelFar})
 	}
@@ -30,7 +30,7 @@ func clockFaults() []Fault {
 			Strike: schedulerClock(c.off)})
 	}
 	return append(out,
-		Fault{Name: "shard-behind-early-triggers", Theme: "clock", Cluster: "clock", Covers: "2, I8", Can: canFake, Within: recoverShard, Clocks: 2 * time.Second,
+		Fault{Name: "shard-behind-early-triggers", Theme: "clock", Cluster: "clock near", Covers: "2, I8", Can: canFake, Within: recoverShard, Clocks: 2 * time.Second,
 			About:  "The clock of a shard is 1.5 s behind everybody's, which is allowed, and every trigger is early: its own clock decides, nothing is claimed before it says so.",
 			Strike: behindAndEarly},
 		Fault{Name: "coordinator-clock-off", Theme: "clock", Quick: true, Covers: "2, I8",

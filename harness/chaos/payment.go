@@ -106,9 +106,11 @@ const (
 	executingSQL = `SELECT count(*) FROM holds WHERE id >= $1 AND status = 2`
 	// overdueOfSQL counts what has matured and not been claimed.
 	overdueOfSQL = `SELECT count(*) FROM holds WHERE id >= $1 AND status = 1 AND unlock_at < clock_timestamp()`
-	// drainedSQL is the fastest second after a moment, by when holds that matured before it were claimed.
+	// drainedSQL is the fastest second after a moment in which holds of the
+	// backlog were claimed. What matured in the last seconds is no backlog: its
+	// triggers go as ever.
 	drainedSQL = `SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM holds
-		WHERE id >= $1 AND unlock_at < $2 AND claimed_at > $2 GROUP BY date_trunc('second', claimed_at)) s`
+		WHERE id >= $1 AND unlock_at < $2::timestamptz - interval '4 s' AND claimed_at > $2 GROUP BY date_trunc('second', claimed_at)) s`
 )
 
 // longOutage: the load goes on through the outage, so that a backlog builds up.

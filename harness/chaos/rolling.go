@@ -98,8 +98,17 @@ func (r *Run) watched(ctx context.Context, f func() error) error {
 	return err
 }
 
-// unanswered is the number of operations that ended as unknown.
-func (r *Run) unanswered() int { return r.World.History.Counts().Of("", workload.Unknown) }
+// unanswered is the number of operations whose client was told nothing definite
+// in the end. One whose last attempt was refused is unknown only because an
+// earlier attempt may have done it.
+func (r *Run) unanswered() (n int) {
+	for _, o := range r.World.History.Ops() {
+		if o.Outcome == workload.Unknown && !o.Open() && (o.HTTP == 0 || o.HTTP >= 500) {
+			n++
+		}
+	}
+	return n
+}
 
 func rollingRestart(ctx context.Context, r *Run) error {
 	return r.watched(ctx, func() error {
