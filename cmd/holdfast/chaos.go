@@ -198,3 +198,12 @@ func namesOf(cmd *cobra.Command, f *chaosFlags) string {
 	}
 	return ""
 }
+
+// versionText is the version for a report: the commit where the build knows it.
+func versionText() string {
+	v := versionOf()
+	if v["commit"] != "" {
+		return "holdfast " + v["commit"][:min(12, len(v["commit"]))]
+	}
+	return "holdfast " + v["version"]
+}
