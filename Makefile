@@ -18,7 +18,7 @@ CHAOS_FLAGS ?=
 SEEDS ?= $(if $(filter-out 0,$(ALL)),5,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench bench-peers chaos bugs test check build fmt lint unit full race
+.PHONY: help run demo bench bench-peers chaos bugs test check build fmt lint unit full tagged race
 
 help: ## list what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,7 +51,7 @@ bugs: ## plant each known bug, show which check finds it first
 
 test: ## everything that CI runs: lint, all tests on real servers, race
 	@.ci/step "servers" .ci/install servers
-	@$(MAKE) --no-print-directory lint full race
+	@$(MAKE) --no-print-directory lint full tagged race
 
 check: lint unit ## lint and the tests that need no servers
 
@@ -73,6 +73,12 @@ unit:
 
 full:
 	@.ci/step "all tests, real servers" go test -count=1 -timeout 12m $(TEST_FLAGS) ./...
+
+# What exists only behind build tags: crash points, and the planted bugs, of
+# which it is checked here that each still fits the source.
+tagged:
+	@.ci/step "crash points" go test -count=1 -timeout 5m -tags failpoints -run 'Struck|Clock|Plan|Strikes|Exit|FailPoint' ./internal/failpoint ./participants ./cmd/holdfast
+	@.ci/step "planted bugs fit the source" go test -count=1 -tags planted -run 'EveryEditApplies|RottenEdit' ./harness/planted
 
 race:
 	@if command -v "$${CC:-gcc}" >/dev/null; then \

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/holdfast-escrow/holdfast/coordinator"
 	"github.com/holdfast-escrow/holdfast/internal/settings"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
@@ -73,9 +74,7 @@ func (l *listeners) serve(socket net.Listener, h http.Handler, log *slog.Logger)
 	if socket == l.admin || socket == l.sim {
 		write = 15 * time.Minute
 	}
-	s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
-		WriteTimeout: write, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	s := coordinator.NewServer("", h, write, log)
 	l.mu.Lock()
 	l.servers[socket] = s
 	l.mu.Unlock()

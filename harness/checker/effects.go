@@ -34,7 +34,7 @@ func (e *effects) of(id holdfast.HoldID) (paid []paysim.Outcome, refused bool) {
 		switch {
 		case o.Refused:
 			refused = true
-		case !o.Lied && !o.At.After(time.Now()):
+		case !o.Lied:
 			paid = append(paid, o)
 		}
 	}

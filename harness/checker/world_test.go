@@ -278,7 +278,7 @@ func (st *stage) effect(word string, id holdfast.HoldID, to holdfast.UserID, amo
 		st.t.Fatal(err)
 	}
 	defer f.Close()
-	_, err = fmt.Fprintf(f, "%s %032x %016x %s %s %d %d\n", word, stages.Add(1), 7, id, to, amount, at.UnixMilli())
+	_, err = fmt.Fprintf(f, "%s %032x %016x %s %s %d %d -\n", word, stages.Add(1), 7, id, to, amount, at.UnixMilli())
 	if err != nil {
 		st.t.Fatal(err)
 	}

@@ -47,11 +47,12 @@ type Link struct {
 type proxies struct {
 	server *toxiproxy.ApiServer
 	seed   uint64
+	taken  map[int]bool // ports of processes that do not listen yet
 }
 
-func newProxies(seed int64) *proxies {
+func newProxies(seed int64, taken map[int]bool) *proxies {
 	registerGate()
-	return &proxies{toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), uint64(seed)}
+	return &proxies{toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), uint64(seed), taken}
 }
 
 // portTries bounds how often a proxy looks for another port when somebody else
@@ -66,6 +67,9 @@ func (p *proxies) link(from, to, upstream string) (*Link, error) {
 		port, err := embed.FreePort()
 		if err != nil {
 			return nil, err
+		}
+		if p.taken[port] {
+			continue
 		}
 		l.proxy = toxiproxy.NewProxy(p.server, l.String(), fmt.Sprintf("127.0.0.1:%d", port), upstream)
 		if err := l.gates(); err != nil {

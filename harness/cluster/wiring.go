@@ -83,7 +83,7 @@ func (c *Cluster) wire() error {
 			c.processes = append(c.processes, p)
 		}
 	}
-	proxies := newProxies(c.cfg.Seed)
+	proxies := newProxies(c.cfg.Seed, taken)
 	for _, p := range c.processes {
 		if err := c.wireProcess(proxies, p); err != nil {
 			return err

@@ -25,7 +25,7 @@ var driveBugs = []Bug{
 	{
 		Name:    "credit_before_verdict",
 		About:   "The recipient on another shard is credited as soon as the payment is known, the verdict is written after it.",
-		Catches: "the consistent cut: I2 (a credit without a verdict); a success after a person's refund: I1",
+		Catches: "success-after-refund: I2 credit_without_verdict (the sender has it back, the recipient too); die-at-recipient-credited: the same in a cut",
 		Edits: []Edit{{"coordinator/execute.go", `func (d *drive) settle(ctx context.Context, paymentID string) {
 `, `func (d *drive) settle(ctx context.Context, paymentID string) {
 	if to := d.c.cfg.Map.OfUser(d.hold.Recipient); to != d.shard {
@@ -36,7 +36,7 @@ var driveBugs = []Bug{
 	{
 		Name:    "refund_lost_with_process",
 		About:   "Refunds are done by whoever wrote the verdict; nobody looks for those that a dead process left behind.",
-		Catches: "exit at verdict_refused_committed: I11, I12 (FAILED and never refunded)",
+		Catches: "die-at-verdict-refused-committed: I11 refund_open (FAILED and never refunded)",
 		Edits: []Edit{
 			{"coordinator/refund.go", `			c.refundLeftovers(ctx)
 `, ``},

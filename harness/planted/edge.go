@@ -7,10 +7,11 @@ var edgeBugs = []Bug{
 	{
 		Name:    "gateway_clock_create",
 		About:   "The coordinator turns unlock_in_seconds into a time by its own clock. A retry with the same key is then another request, and a clock that is wrong makes holds mature early.",
-		Catches: "a create whose answer was lost, repeated: I4, I9 (the retry is refused); a coordinator's clock ± 5 min: I8",
-		Edits: []Edit{{"coordinator/decode.go", `		return 0, n * 1000, err
-`, `		return time.Now().UnixMilli() + n*1000, 0, err
-`}},
+		Catches: "die-at-try-committed: I4, I9 (the retry is refused, 422); coordinator-clock-off: I8",
+		Edits: []Edit{{"coordinator/holds.go", `	t.Amount, t.Reference, t.UnlockAtMS, t.DelayMS = amount,`, `	if delayMS > 0 {
+		atMS, delayMS = c.cfg.Now().UnixMilli()+delayMS, 0
+	}
+	t.Amount, t.Reference, t.UnlockAtMS, t.DelayMS = amount,`}},
 	},
 	{
 		Name:    "plain_encoding_json",
@@ -64,7 +65,7 @@ func strictFields(data []byte, names []string, values []Value) error {
 	{
 		Name:    "synchronous_commit_off",
 		About:   "The money pool commits without waiting for the disk, which doubles the figures of a benchmark.",
-		Catches: "PostgreSQL -m immediate or kill -9 under load: I4 (a 201 that is gone), I7",
+		Catches: "postgres-kill: I4 (an acknowledged hold is gone); kill-everything.",
 		Edits: []Edit{{"shards/connect.go", `	"synchronous_commit": "on",
 `, `	"synchronous_commit": "off",
 `}},
@@ -72,7 +73,7 @@ func strictFields(data []byte, names []string, values []Value) error {
 	{
 		Name:    "proof_ignores_transit",
 		About:   "The ledger proof adds up every shard by itself and leaves out what is on its way between two.",
-		Catches: "a credit without a verdict, planted by hand: ledger prove must find it (I2)",
+		Catches: "tampered-ledger: the product's proof says ok to a credit without a verdict (I2)",
 		Edits: []Edit{{"coordinator/proof.go", `		found = append(found, t.offenders()...)
 `, ``}},
 	},

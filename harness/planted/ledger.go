@@ -7,7 +7,7 @@ var ledgerBugs = []Bug{
 	{
 		Name:    "try_without_barrier",
 		About:   "Try leaves no barrier row and looks for none: a Try that was held up on the way reserves coins after its Cancel.",
-		Catches: "suspended Try after a null Cancel, with an id of its own: I6, I11; every hold must have barrier row (01, try)",
+		Catches: "suspended-try: the try after its cancel is answered ok and reserves (I11); each hold in every cut: I11 barrier_missing (01, try)",
 		Edits: []Edit{
 			{"shards/migrations/0002_money.sql", `    IF EXISTS (SELECT FROM unnest(p_id, v_code) t(g, c) WHERE g IS NOT NULL AND c IS NULL) THEN
 `, `    IF false THEN
@@ -20,7 +20,7 @@ var ledgerBugs = []Bug{
 	{
 		Name:    "null_cancel_without_row",
 		About:   "A Cancel that finds no hold answers null_cancel and leaves no row, so that its Try, when it comes, is not suspended.",
-		Catches: "suspended Try after a null Cancel, with an id of its own: I6, I11",
+		Catches: "suspended-try: the try after its cancel is answered ok and reserves (I11); the ledger proof cannot see it",
 		Edits: []Edit{{"shards/migrations/0004_end.sql", `        WITH new AS (
             INSERT INTO barrier (gid, created_at, branch, op, owner_bucket)
             SELECT g, v_now, 1, 1, o FROM unnest(p_ids, p_null, p_bucket) t(g, nul, o) WHERE nul ORDER BY g
@@ -90,15 +90,18 @@ var ledgerBugs = []Bug{
 	{
 		Name:    "gateway_clock_claim",
 		About:   "Whether a hold is due is decided by the clock of the process that claims, not by its shard's.",
-		Catches: "shard's clock 1.5 s behind (or a participant's ahead) and early triggers: I8 (claimed_at before unlock_at)",
+		Catches: "shard-behind-early-triggers: I8 early (claimed before its maturity); a participant's clock 1.8 s ahead and early triggers",
 		Edits: []Edit{
 			{"participants/ledger_drive.go", `status = 1 AND unlock_at <= clock_timestamp()`, `status = 1 AND unlock_at <= to_timestamp($4::bigint / 1000.0)`},
-			{"participants/ledger_drive.go", `return []any{lease} })`, `return []any{lease, time.Now().UnixMilli()} })`},
-			{"participants/ledger_drive.go", `import (
-	"context"
-`, `import (
-	"context"
-	"time"
+			{"participants/ledger_drive.go", `return []any{lease} })`, `return []any{lease, l.now()} })`},
+			{"participants/ledger.go", `	impossible func(string)
+}
+`, `	impossible func(string)
+	now        func() int64
+}
+`},
+			{"participants/node.go", `impossible: cfg.OnImpossible}
+`, `impossible: cfg.OnImpossible, now: func() int64 { return cfg.Now().UnixMilli() }}
 `},
 		},
 	},

@@ -34,7 +34,7 @@ var paymentBugs = []Bug{
 	{
 		Name:    "no_lookup_before_repeat",
 		About:   "A payment of unknown outcome is sent again at once, with its key, and never looked up: right until the other side forgets keys.",
-		Catches: "a key forgotten after its lifetime: I7 (two effects); a second POST of a key without a GET before it, as the payment API counts them",
+		Catches: "key-forgotten: I7 paid_twice (a second effect of a key forgotten after its lifetime)",
 		Edits: []Edit{{"coordinator/execute.go", `	answer := d.c.cfg.Payment.Lookup(ctx, d.hold)
 	d.permit.Done(answer)
 `, `	answer := d.c.cfg.Payment.Pay(ctx, d.hold)
@@ -63,18 +63,22 @@ func (c *Client) request(op operation, h holdfast.Hold, attempt any, way *sendin
 	{
 		Name:    "breaker_counts_refusals",
 		About:   "A refusal is an error to the breaker, so that a wave of banned recipients stops everybody's payments.",
-		Catches: "banned recipients: the breaker must stay closed, overdue back to 0 (I12)",
+		Catches: "banned-recipient: the breaker must stay closed; else nobody is paid (I12)",
 		Edits: []Edit{{"coordinator/payment/breaker.go", `	case a.Outcome != Unknown:
 `, `	case a.Outcome == Succeeded || a.Outcome == NeverSeen:
 `}},
 	},
 	{
 		Name:    "trusts_any_200",
-		About:   "A 200 is a success; what its body says about hold, amount and recipient is not compared.",
-		Catches: "another hold or amount echoed with a 200 that did nothing: I7 (EXECUTED without an effect)",
+		About:   "A 200 is a success; what its body says about status, hold, amount and recipient is not looked at.",
+		Catches: "payment-accepted: I7 paid_without_effect (EXECUTED on a 200 that did nothing). The wrong echoes do pay, they show nothing",
 		Edits: []Edit{{"coordinator/payment/answer.go", `		return c.judgeDone(op, h, status, doc)
-`, `		if op == opPay && doc.PaymentID != nil {
-			return Answer{Outcome: Succeeded, PaymentID: *doc.PaymentID}
+`, `		if op == opPay {
+			id := Key(h.ID)
+			if doc.PaymentID != nil {
+				id = *doc.PaymentID
+			}
+			return Answer{Outcome: Succeeded, PaymentID: id}
 		}
 		return c.judgeDone(op, h, status, doc)
 `}},
