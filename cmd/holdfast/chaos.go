@@ -32,7 +32,9 @@ func (a *app) chaosCommand() *cobra.Command {
 }
 
 func (a *app) chaosListCommand() *cobra.Command {
+	var markdown bool
 	c := &cobra.Command{Use: "list", Short: "List the faults", Args: exactly(), Example: "  holdfast chaos list"}
+	c.Flags().BoolVar(&markdown, "markdown", false, "as the table of docs/reliability.md")
 	c.RunE = func(*cobra.Command, []string) error {
 		all := chaos.Faults()
 		if a.output == "json" {
@@ -50,17 +52,14 @@ func (a *app) chaosListCommand() *cobra.Command {
 			}
 			return a.showJSON(rows)
 		}
+		if markdown {
+			_, err := fmt.Fprint(a.stdout, chaos.Table(all))
+			return err
+		}
 		t := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 		cells(t, "FAULT", "THEME", "KIND", "WHAT IT TRIES")
 		for _, f := range all {
-			kind := "-"
-			switch {
-			case f.Heavy:
-				kind = "heavy"
-			case f.Quick:
-				kind = "quick"
-			}
-			cells(t, f.Name, f.Theme, kind, f.About)
+			cells(t, f.Name, f.Theme, f.Kind(), f.About)
 		}
 		return t.Flush()
 	}
@@ -198,4 +197,13 @@ func namesOf(cmd *cobra.Command, f *chaosFlags) string {
 		return "'" + strings.Join(args, "' '") + "' "
 	}
 	return ""
+}
+
+// versionText is the version for a report: the commit where the build knows it.
+func versionText() string {
+	v := versionOf()
+	if v["commit"] != "" {
+		return "holdfast " + v["commit"][:min(12, len(v["commit"]))]
+	}
+	return "holdfast " + v["version"]
 }

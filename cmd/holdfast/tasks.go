@@ -191,12 +191,3 @@ func versionOf() (v map[string]string) {
 	}
 	return v
 }
-
-// versionText is the version for a report: the commit where the build knows it.
-func versionText() string {
-	v := versionOf()
-	if v["commit"] != "" {
-		return "holdfast " + v["commit"][:min(12, len(v["commit"]))]
-	}
-	return "holdfast " + v["version"]
-}

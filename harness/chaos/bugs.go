@@ -92,7 +92,7 @@ func (r *Runner) hunt(ctx context.Context, b Bug, seed int64) Catch {
 	}
 	defer os.RemoveAll(dir)
 	sick := *r
-	sick.Dir, sick.Keep, sick.Binary = dir, false, filepath.Join(dir, "holdfast")
+	sick.Dir, sick.Keep, sick.hasty, sick.Binary = dir, false, true, filepath.Join(dir, "holdfast")
 	if err := errors.Join(os.Chmod(dir, 0o755), b.Build(ctx, sick.Binary)); err != nil {
 		c.Error = err.Error()
 		return c
@@ -113,7 +113,12 @@ func (r *Runner) hunt(ctx context.Context, b Bug, seed int64) Catch {
 		c.Tried++
 		x := s.try(ctx, &faults[i], seed)
 		c.Seconds = time.Since(began).Seconds()
-		if x.Skipped == "" && !x.Passed() && len(x.Reasons()) > 0 && (x.Struck > 0 || len(x.Violations)+len(x.Failed) > 0) {
+		if x.noStart {
+			c.Error = firstLine(x.firstRed())
+			continue
+		}
+		if x.Skipped == "" && len(x.Violations)+len(x.Failed) > 0 {
+			c.Error = ""
 			c.Fault, c.Check = x.Fault, firstLine(x.firstRed())
 			return c
 		}

@@ -81,3 +81,25 @@ func Find(all []Fault, names []string) (found []Fault, err error) {
 	}
 	return found, nil
 }
+
+// Table is every fault as rows of Markdown, for docs/reliability.md.
+func Table(all []Fault) string {
+	var b strings.Builder
+	b.WriteString("| fault | theme | kind | what it tries |\n|---|---|---|---|\n")
+	for _, f := range all {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.Name, f.Theme, f.Kind(), f.About)
+	}
+	return b.String()
+}
+
+// Kind is one word: heavy, quick (in the short selection's pool), or own (on a
+// cluster with settings of its own).
+func (f *Fault) Kind() string {
+	switch {
+	case f.Heavy:
+		return "heavy"
+	case f.Cluster != "":
+		return "own"
+	}
+	return "quick"
+}

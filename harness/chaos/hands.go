@@ -152,19 +152,6 @@ func (r *Run) redis() (*redis.Client, error) {
 	return redis.NewClient(opts), nil
 }
 
-// metric adds a metric up over replicas that answer.
-func (r *Run) metric(role string, name, label string) (sum float64) {
-	for _, p := range r.Cluster.Processes() {
-		if string(p.Role) != role {
-			continue
-		}
-		if v, err := p.Metric(name, label); err == nil {
-			sum += v
-		}
-	}
-	return sum
-}
-
 // p99 of the operations that were called between two times and pass a filter.
 func (r *Run) p99(from, to time.Time, keep func(workload.Op) bool) (time.Duration, int) {
 	var took []int64

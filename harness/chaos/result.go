@@ -32,6 +32,8 @@ type Result struct {
 
 	Replay string `json:"replay"`         // the command that runs it again
 	Kept   string `json:"kept,omitempty"` // where history and logs of a failure lie
+
+	noStart bool // there was no cluster to strike
 }
 
 // Ops counts the operations of the clients by outcome.

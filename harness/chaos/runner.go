@@ -19,6 +19,8 @@ const (
 	// strikeTime bounds one strike; a heavy one may take heavyTime.
 	strikeTime = 90 * time.Second
 	heavyTime  = 12 * time.Minute
+	// startTries bounds the attempts to start a cluster.
+	startTries = 3
 	// aroundTime bounds what the runner does around it: load, heal, rest.
 	aroundTime = 4 * time.Minute
 )
@@ -36,6 +38,8 @@ type Runner struct {
 	Out     io.Writer
 	Log     io.Writer // what the clusters have to say; nil: nobody listens
 
+	// hasty runs end at the first red check: whoever hunts a bug has seen enough.
+	hasty bool
 	// newStage puts up what the faults strike; nil: a real cluster.
 	newStage func(context.Context, *Fault) (stage, error)
 }
@@ -73,6 +77,7 @@ type Run struct {
 	struck atomic.Int64
 	mu     sync.Mutex
 	result *Result
+	over   context.CancelFunc // of a hasty run
 	// Of the real stage.
 	load    *load
 	theater *theater
@@ -109,6 +114,9 @@ const maxViolations = 50
 func (r *Run) Violate(vs ...checker.Violation) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if len(vs) > 0 && r.over != nil {
+		r.over()
+	}
 	left := maxViolations - len(r.result.Violations)
 	r.result.Violations = append(r.result.Violations, vs[:max(0, min(left, len(vs)))]...)
 }
@@ -197,8 +205,12 @@ func (s *session) try(ctx context.Context, f *Fault, seed int64) *Result {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	run := &Run{Fault: f, Seed: seed, Runner: s.Runner, result: x, Rand: rand.New(rand.NewPCG(uint64(seed), 0x6368616f73))}
+	if s.hasty {
+		run.over = cancel
+	}
 	if err := s.ready(ctx, f, x); err != nil {
 		x.Failed = append(x.Failed, "start of the cluster: "+err.Error())
+		x.noStart = true
 		return x
 	}
 	if err := s.perform(ctx, run); err != nil {
@@ -224,12 +236,19 @@ func (s *session) ready(ctx context.Context, f *Fault, x *Result) (err error) {
 	if start == nil {
 		start = s.realStage
 	}
-	if s.stage, err = start(ctx, f); err != nil {
+	// The ports are free when they are chosen and may be taken by a stranger
+	// before the process listens.
+	for try := 1; ; try++ {
+		if s.stage, err = start(ctx, f); err == nil {
+			s.name = f.Cluster
+			return nil
+		}
 		s.stage = nil
-		return err
+		if try == startTries || ctx.Err() != nil {
+			return err
+		}
+		s.show.line("    a cluster did not start and is started again: " + err.Error())
 	}
-	s.name = f.Cluster
-	return nil
 }
 
 // perform is the life of a run: load, strike, heal, rest.

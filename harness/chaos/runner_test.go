@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -207,5 +208,20 @@ func TestFind(t *testing.T) {
 	}
 	if _, err := Find(all, []string{"kill-participant", "nonsense*"}); err == nil || !strings.Contains(err.Error(), "nonsense*") {
 		t.Errorf("a name that does not exist: %v", err)
+	}
+}
+
+// TestPage: the table of docs/reliability.md is the table of the faults.
+func TestPage(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../docs/reliability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, begun := strings.Cut(string(raw), "<!-- faults: begin")
+	_, rest, _ = strings.Cut(rest, "-->\n")
+	got, _, ended := strings.Cut(rest, "<!-- faults: end -->")
+	if !begun || !ended || strings.TrimSpace(got) != strings.TrimSpace(Table(Faults())) {
+		t.Error("the table of faults is another one: put the output of holdfast chaos list --markdown between its marks")
 	}
 }

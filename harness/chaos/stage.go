@@ -22,7 +22,8 @@ const (
 	coolDown    = 500 * time.Millisecond // of load after the heal
 	prepareTime = 30 * time.Second
 	mendTime    = 60 * time.Second
-	overdueSlip = time.Second // a hold that matured this short ago is not overdue
+	settleTime  = 60 * time.Second // beyond the promised recovery, until everything has ended
+	overdueSlip = time.Second      // a hold that matured this short ago is not overdue
 	// maxRuns is how many worlds one cluster sees: every cut reads all of them.
 	maxRuns = 15
 )
@@ -178,7 +179,11 @@ func (t *theater) Rest(ctx context.Context, r *Run) error {
 			r.Fail("%v", err)
 		}
 	}
-	settling, cancel := context.WithTimeout(ctx, r.Fault.within()+60*time.Second)
+	patience := settleTime
+	if r.over != nil {
+		patience = settleTime / 6
+	}
+	settling, cancel := context.WithTimeout(ctx, r.Fault.within()+patience)
 	defer cancel()
 	settled := r.World.Settle(settling)
 	if !settled.OK() {
@@ -205,6 +210,9 @@ func (t *theater) Rest(ctx context.Context, r *Run) error {
 func (r *Run) recover(ctx context.Context) error {
 	within := r.Fault.within()
 	deadline := time.Now().Add(2 * within)
+	if r.over != nil {
+		deadline = time.Now().Add(within + time.Second)
+	}
 	for {
 		n, oldest, err := r.Checker.Overdue(ctx)
 		took := time.Since(r.Healed)
@@ -218,7 +226,7 @@ func (r *Run) recover(ctx context.Context) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%d holds are overdue %s after the heal, the oldest for %s (%w)", n, took.Round(time.Millisecond), oldest.Round(time.Millisecond), err)
+			return fmt.Errorf("%d holds are overdue %s after the heal, the oldest for %s%s", n, took.Round(time.Millisecond), oldest.Round(time.Millisecond), because(err))
 		}
 		if err := r.Wait(ctx, 100*time.Millisecond); err != nil {
 			return err
@@ -281,4 +289,12 @@ func (t *theater) Close(ctx context.Context, keep bool) (string, error) {
 		return t.dir, err
 	}
 	return "", errors.Join(err, os.RemoveAll(t.dir))
+}
+
+// because adds an error to a sentence, if there is one.
+func because(err error) string {
+	if err == nil {
+		return ""
+	}
+	return ": " + err.Error()
 }
