@@ -42,7 +42,7 @@ var hunters = map[string][]string{
 	"no_lookup_before_repeat":     {"key-forgotten"},
 	"key_from_attempt":            {"payment-error-after", "payment-lost-response"},
 	"breaker_counts_refusals":     {"banned-recipient"},
-	"trusts_any_200":              {"payment-accepted", "payment-wrong-amount", "payment-wrong-id"},
+	"trusts_any_200":              {"payment-mixed-up", "payment-wrong-id"},
 	"redis_is_the_truth":          {"redis-flushall", "redis-killed-empty"},
 	"zrem_before_commit":          {"die-at-zset-claimed"},
 }

@@ -59,6 +59,7 @@ func answerFaults() []Fault {
 		{paysim.ModeRedirect, "Redirects, which nobody follows."},
 		{paysim.ModeNotFound, "404 to everything, to look-ups of payments that were made too."},
 		{paysim.ModeAccepted, "200 with the status pending, and nothing is done."},
+		{paysim.ModeMixedUp, "200 with the success of another hold, and nothing is done."},
 		{paysim.ModeLostResponse, "Payments are made and the connection closes."},
 		{paysim.ModeErrorAfter, "Payments are made and answered 500."},
 		{paysim.ModeGarbage, "Payments are made and answered with junk."},

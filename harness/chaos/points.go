@@ -121,6 +121,13 @@ func dieAt(point pointPlace) func(context.Context, *Run) error {
 			}
 			_ = r.Until(ctx, 8*time.Second, "the strikes", func() bool { return r.strikesAt(point.name)-before >= len(who) })
 			r.Struck(r.strikesAt(point.name) - before)
+			// Longer than what a restart itself would make good: triggers that
+			// were lost with the dead must be found by somebody.
+			if role == cluster.Scheduler {
+				if err := r.Wait(ctx, 3*time.Second); err != nil {
+					return err
+				}
+			}
 			for _, p := range who {
 				if !p.Alive() && p.ExitCode() != failpoint.ExitCode {
 					return fmt.Errorf("%s ended with exit code %d and not at its point", p.Name, p.ExitCode())

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-escrow/holdfast/harness/cluster"
 	"github.com/holdfast-escrow/holdfast/harness/workload"
 )
 
@@ -18,7 +19,7 @@ func raceFaults() []Fault {
 		{Name: "cancel-races", Theme: "races", Quick: true, Covers: "2, I6, I7", Load: calmLoad,
 			About: "1,000 cancels within 5 ms of maturity against the execution of the same holds.", Strike: cancelRaces(1000)},
 		{Name: "same-key-100", Theme: "races", Quick: true, Covers: "I9", Load: calmLoad,
-			About: "The same create is sent a hundred times at once, over both coordinators: one hold, one debit.", Strike: sameKey},
+			About: "The same create is sent a hundred times at once, over two coordinators and two participants that know nothing of each other and are slow to commit: one hold, one debit.", Strike: sameKey},
 	}
 }
 
@@ -87,8 +88,17 @@ func cancelRaces(n int) func(context.Context, *Run) error {
 	}
 }
 
+// sameKey keeps the two ways apart: each coordinator reaches one participant
+// only, and a Try takes its time between its rows and its commit, so that one
+// key is in two transactions at once.
 func sameKey(ctx context.Context, r *Run) error {
 	const copies = 100
+	if err := r.armed(ctx, "try_uncommitted:delay=50ms:1+", r.Cluster.Processes(cluster.Participant)...); err != nil {
+		return err
+	}
+	for i := range 2 {
+		r.Cluster.Link(fmt.Sprintf("coordinator%d", i), fmt.Sprintf("participant%d", 1-i)).Refuse()
+	}
 	for round := range 5 {
 		key := r.World.Key("same-%d", round)
 		sender, recipient := r.World.Senders[round], r.World.Recipients[round]

@@ -28,6 +28,7 @@ const (
 	ModeRedirect     Mode = "redirect"     // 307 to an address that counts who follows
 	ModeAccepted     Mode = "accepted"     // payments only: 200 and status pending, and that was all
 	ModeLie          Mode = "lie"          // payments only: 200 and an echo of success
+	ModeMixedUp      Mode = "mixed_up"     // payments only: 200 and the success of another hold
 
 	// The payment is done, and the answer says it badly. Look-ups are answered
 	// as badly, except where the mode is about payments only.
@@ -67,7 +68,7 @@ var modes = map[Mode]struct {
 	ModeDown: {before, false}, ModeHang: {before, false}, ModeUnauthorized: {before, false},
 	ModeForbidden: {before, false}, ModeRateLimited: {before, false}, ModeError: {before, false},
 	ModeUnavailable: {before, false}, ModeNotFound: {before, false}, ModeRedirect: {before, false},
-	ModeAccepted: {before, true}, ModeLie: {before, true},
+	ModeAccepted: {before, true}, ModeLie: {before, true}, ModeMixedUp: {before, true},
 	ModeLostResponse: {after, true}, ModeErrorAfter: {after, false}, ModeGarbage: {after, false},
 	ModeTruncated: {after, false}, ModeWrongAmount: {after, false}, ModeWrongID: {after, false},
 	ModeWrongRecipient: {after, false}, ModeSlowBody: {after, false}, ModeHugeBody: {after, false},
@@ -118,6 +119,11 @@ func (s *Sim) answerInstead(w http.ResponseWriter, r *http.Request, m Mode, c ca
 			return
 		}
 		status, body := c.answer(statusSucceeded)
+		writeRaw(w, status, body)
+	case ModeMixedUp:
+		other := c
+		other.Hold[len(other.Hold)-1] ^= 1
+		status, body := other.answer(statusSucceeded)
 		writeRaw(w, status, body)
 	default:
 		panic(fmt.Sprintf("paysim: mode %s does not come before the payment", m))

@@ -47,6 +47,7 @@ func TestAnswers(t *testing.T) {
 		{ModeRedirect, 307, 0, "", 307, 2},
 		{ModeAccepted, 200, 0, `"pending"`, 404, 1},
 		{ModeLie, 200, 0, `"succeeded"`, 404, 1},
+		{ModeMixedUp, 200, 0, other.Hold.String(), 404, 1},
 		{ModeErrorAfter, 500, 1, "after the payment", 500, 2},
 		{ModeTruncated, 0, 1, "unexpected EOF", 0, 2},
 		{ModeWrongAmount, 200, 1, `"amount":102`, 200, 2},
