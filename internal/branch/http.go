@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -38,8 +39,8 @@ type HTTPConfig struct {
 type HTTP struct {
 	cfg    HTTPConfig
 	client *http.Client
-	prefer atomic.Int64 // added to the shard number; moves on when a server refuses or falls silent
-	said   sync.Map     // complaints that were logged
+	prefer sync.Map // shard → *atomic.Int64, added to its number; moves on when a server fails or falls silent
+	said   sync.Map // complaints that were logged
 }
 
 // dialTimeout is how long a machine that is gone may hold up a call before the
@@ -79,23 +80,30 @@ func (h *HTTP) Send(ctx context.Context, shard int, op string, in, out any) erro
 	if h.cfg.Shards > 0 {
 		path += "?" + ShardsQuery + "=" + strconv.Itoa(h.cfg.Shards)
 	}
-	return h.post(ctx, shard, path, body, out)
+	return h.post(ctx, shard, path, body, out, slices.Contains(readOps, op))
 }
 
-// post tries every server once, as long as surely nothing was done.
-func (h *HTTP) post(ctx context.Context, shard int, path string, body []byte, out any) (err error) {
+// readOps change nothing: when one breaks off, the next server is asked.
+var readOps = []string{OpCheck, OpGet, OpList, OpAccount, OpStatement, OpAdminHolds, OpDeadLetters, OpUnrefunded,
+	OpTransit, OpDetail, OpAudit, OpStatus}
+
+// post tries every server once, as long as surely nothing was done, or nothing
+// can be.
+func (h *HTTP) post(ctx context.Context, shard int, path string, body []byte, out any, read bool) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.Timeout)
 	defer cancel()
-	first := h.prefer.Load()
+	found, _ := h.prefer.LoadOrStore(shard, new(atomic.Int64))
+	prefer := found.(*atomic.Int64)
+	first := prefer.Load()
 	for i := range h.cfg.URLs {
 		at := (first + int64(shard) + int64(i)) % int64(len(h.cfg.URLs))
-		silent := time.AfterFunc(silence, func() { h.prefer.CompareAndSwap(first, first+1) })
+		silent := time.AfterFunc(silence, func() { prefer.CompareAndSwap(first, first+1) })
 		err = h.once(ctx, h.cfg.URLs[at]+path, body, out)
 		silent.Stop()
 		if err != nil {
-			h.prefer.CompareAndSwap(first, first+1)
+			prefer.CompareAndSwap(first, first+1)
 		}
-		if err == nil || !errors.Is(err, holdfast.ErrShardUnavailable) {
+		if err == nil || ctx.Err() != nil || !(read || errors.Is(err, holdfast.ErrShardUnavailable)) {
 			return err
 		}
 	}
@@ -164,7 +172,7 @@ func (h *HTTP) Drive(ctx context.Context, shard int, ids []holdfast.HoldID) []Dr
 // does not answer lets nothing through.
 func (h *HTTP) Open(ctx context.Context) bool {
 	var open bool
-	return h.post(ctx, 0, "/drive/v1/open", []byte("{}"), &open) == nil && open
+	return h.post(ctx, 0, "/drive/v1/open", []byte("{}"), &open, true) == nil && open
 }
 
 type driveTransport struct{ h *HTTP }
@@ -174,7 +182,7 @@ func (d driveTransport) Send(ctx context.Context, shard int, _ string, in, out a
 	if err != nil {
 		return err
 	}
-	return d.h.post(ctx, shard, fmt.Sprintf("/drive/v1/%d", shard), body, out)
+	return d.h.post(ctx, shard, fmt.Sprintf("/drive/v1/%d", shard), body, out, false)
 }
 
 // WriteAnswer writes the answer of a signed request, or its error in the form

@@ -102,6 +102,38 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
+func preferred(h *HTTP, shard int) int64 {
+	if p, ok := h.prefer.Load(shard); ok {
+		return p.(*atomic.Int64).Load()
+	}
+	return 0
+}
+
+// A read that breaks off is asked of the next server, and what one shard's calls
+// learn about a server does not send another shard's calls to it.
+func TestBrokenServer(t *testing.T) {
+	t.Parallel()
+	broken, met := answering(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	well, _ := answering(t, yes)
+	h := newHTTP(t, io.Discard, broken, well)
+	var out string
+	for shard := range 4 {
+		if err := h.Send(t.Context(), shard, OpAccount, 1, &out); err != nil || out != "yes" {
+			t.Errorf("read from shard %d: %q, %v", shard, out, err)
+		}
+	}
+	for range 3 {
+		for shard := range 4 {
+			if err := h.Send(t.Context(), shard, OpCredit, 1, &out); err != nil {
+				t.Errorf("credit on shard %d after its read: %v", shard, err)
+			}
+		}
+	}
+	if met.Load() != 2 {
+		t.Errorf("the broken server was asked %d times, want once by each of the two shards that begin with it", met.Load())
+	}
+}
+
 // A server that says nothing keeps the calls it has; new ones go elsewhere.
 func TestSilentServer(t *testing.T) {
 	t.Parallel()
@@ -117,7 +149,7 @@ func TestSilentServer(t *testing.T) {
 	stuck := make(chan error, 1)
 	go func() { var out string; stuck <- h.Send(ctx, 0, "op", 1, &out) }()
 	<-arrived
-	for until := time.Now().Add(10 * silence); h.prefer.Load() == 0; <-time.After(10 * time.Millisecond) {
+	for until := time.Now().Add(10 * silence); preferred(h, 0) == 0; <-time.After(10 * time.Millisecond) {
 		if time.Now().After(until) {
 			t.Fatal("the silent server is still preferred")
 		}
