@@ -16,6 +16,9 @@ const (
 	// deferAwayMS is when to ask again for an id whose recipient's shard, or the
 	// payment API, is away.
 	deferAwayMS = 1000
+	// comesUpMost is how long after its end a hold may come up again by itself:
+	// triggers are taken from Redis within their lease.
+	comesUpMost = 30 * time.Second
 	// checkTimeout is how long the recipients' shards have to say whether they
 	// may be paid.
 	checkTimeout = time.Second
@@ -75,7 +78,7 @@ func (c *Coordinator) look(ctx context.Context, shard int, ids []holdfast.HoldID
 			out[i] = branch.DriveResult{Code: r.Code, InMS: deferAwayMS}
 		case seen[ids[i]]:
 			out[i] = branch.DriveResult{Code: branch.CodeBusy}
-		case r.Hold.Status == holdfast.Executed || r.Hold.Status == holdfast.Cancelled:
+		case endedLately(r.Hold, b.started):
 			out[i] = branch.DriveResult{Code: branch.CodeEnded}
 		default:
 			seen[ids[i]] = true
@@ -85,6 +88,19 @@ func (c *Coordinator) look(ctx context.Context, shard int, ids []holdfast.HoldID
 		}
 	}
 	return b
+}
+
+// endedLately reports whether a hold needs no claim because it has ended. One that
+// still comes up long after its end does go through the claim, which clears away
+// whatever makes it come up.
+func endedLately(h holdfast.Hold, now time.Time) bool {
+	switch h.Status {
+	case holdfast.Executed:
+		return now.Sub(h.ExecutedAt) < comesUpMost
+	case holdfast.Cancelled:
+		return now.Sub(h.CancelledAt) < comesUpMost
+	}
+	return false
 }
 
 // keep drops the items that keep says no to; answer gives theirs. Both are asked

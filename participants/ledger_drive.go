@@ -229,8 +229,8 @@ const executedFreshSQL = `WITH ended AS (
 		UPDATE holds_%[1]s SET status = 3, executed_at = clock_timestamp()
 		WHERE id = ANY ($2) AND status = 2 AND verdict = 1 AND (SELECT epoch FROM shard_self) = $1
 		RETURNING %[2]s
-	), gone AS (DELETE FROM attempts WHERE hold_id = ANY (ARRAY(SELECT id FROM ended)))
-	SELECT %[2]s FROM ended`
+	), gone AS MATERIALIZED (SELECT holdfast_drop_attempts(array_agg(id)) FROM ended)
+	SELECT %[2]s FROM ended, gone`
 
 func itemID(i *branch.IDItem) holdfast.HoldID { return i.ID }
 

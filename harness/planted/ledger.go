@@ -42,7 +42,7 @@ var ledgerBugs = []Bug{
 `, `SET status = 2, cancelled_at = NULL, claimed_at = clock_timestamp(),
 `},
 			{"participants/ledger_drive.go", `WHERE id = ANY ($2) AND status = 1 AND unlock_at <= clock_timestamp()`, `WHERE id = ANY ($2) AND verdict IS NULL AND unlock_at <= clock_timestamp()`},
-			{"coordinator/drive.go", `r.Hold.Status == holdfast.Executed || r.Hold.Status == holdfast.Cancelled:`, `r.Hold.Status == holdfast.Executed:`},
+			{"coordinator/drive.go", `case endedLately(r.Hold, b.started):`, `case r.Hold.Status == holdfast.Executed:`},
 		},
 	},
 	{

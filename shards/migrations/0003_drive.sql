@@ -120,6 +120,7 @@ BEGIN
             since_claim_ms := floor(extract(epoch FROM v_now - h.claimed_at) * 1000);
         ELSE
             code := 'ended';
+            DELETE FROM attempts t WHERE t.hold_id = h.id; -- nobody has to come for it again
         END IF;
         RETURN NEXT;
     END LOOP;

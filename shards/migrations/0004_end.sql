@@ -29,6 +29,15 @@ BEGIN
     END IF;
 END $$;
 
+-- Drops the attempts of holds that have just been ended by the statement that
+-- calls this. It is a function for the sake of its snapshot: the statement may
+-- have waited for a driver who put the row there meanwhile, and would not see it.
+CREATE FUNCTION holdfast_drop_attempts(p_ids uuid[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM attempts t WHERE t.hold_id = ANY (p_ids);
+END $$;
+
 -- The end of the good path: the recipient has been credited.
 CREATE FUNCTION holdfast_executed(p_epoch bigint, p_day text[], p_ids uuid[])
 RETURNS TABLE (id uuid, code text, hold holds)
