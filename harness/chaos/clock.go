@@ -34,7 +34,9 @@ func clockFaults() []Fault {
 			About:  "The clock of a shard is 1.5 s behind everybody's, which is allowed, and every trigger is early: its own clock decides, nothing is claimed before it says so.",
 			Strike: behindAndEarly},
 		Fault{Name: "coordinator-clock-off", Theme: "clock", Quick: true, Covers: "2, I8",
-			About: "The clock of one coordinator is five minutes off: what it creates and drives is decided by the shards' clocks.", Strike: coordinatorClock},
+			About: "The clock of one coordinator is five minutes off: what it creates and drives is decided by the shards' clocks.", Strike: clockOff(cluster.Coordinator)},
+		Fault{Name: "participant-clock-off", Theme: "clock", Quick: true, Covers: "2, I8",
+			About: "The clock of one participant is five minutes off: it does not decide what time it is.", Strike: clockOff(cluster.Participant)},
 		Fault{Name: "one-scheduler-clock-off", Theme: "clock", Quick: true, Covers: "5, I8, I12",
 			About: "The clock of one scheduler is five minutes off: it drives nothing, the other one everything.", Strike: oneClock})
 }
@@ -71,17 +73,19 @@ func behindAndEarly(ctx context.Context, r *Run) error {
 	return tamper(early)(ctx, r)
 }
 
-func coordinatorClock(ctx context.Context, r *Run) error {
-	off := 5 * time.Minute
-	if r.Rand.IntN(2) == 0 {
-		off = -off
+func clockOff(role cluster.Role) func(context.Context, *Run) error {
+	return func(ctx context.Context, r *Run) error {
+		off := 5 * time.Minute
+		if r.Rand.IntN(2) == 0 {
+			off = -off
+		}
+		if err := r.restartWith(ctx, r.one(role), clockVariable+"="+off.String()); err != nil {
+			return err
+		}
+		r.Note("the clock is %s off", off)
+		r.Struck(1)
+		return r.Wait(ctx, 4*time.Second)
 	}
-	if err := r.restartWith(ctx, r.one(cluster.Coordinator), clockVariable+"="+off.String()); err != nil {
-		return err
-	}
-	r.Note("the clock is %s off", off)
-	r.Struck(1)
-	return r.Wait(ctx, 4*time.Second)
 }
 
 // cancelFar gives holds back that a wrong clock has put hours ahead: they are

@@ -32,10 +32,13 @@ func calmLoad(c *workload.Config) {
 const (
 	racesPerSecond = 400
 	raceWindow     = 5 * time.Millisecond
+	raceStep       = 500 * time.Microsecond
 )
 
-// cancelRaces sends each cancel so that it arrives at the maturity, as far as
-// the way there can be known: it leaves by the usual time of the way earlier.
+// cancelRaces sends each cancel so that it arrives at the maturity. How long the
+// way there takes nobody knows, least of all on a busy machine: who loses makes
+// the next ones leave a little earlier, who wins a little later, so that they
+// stay where the race is.
 func cancelRaces(n int) func(context.Context, *Run) error {
 	return func(ctx context.Context, r *Run) error {
 		var cancelled, matured, other, way atomic.Int64
@@ -64,14 +67,13 @@ func cancelRaces(n int) func(context.Context, *Run) error {
 				if r.Wait(ctx, time.Until(op.UnlockAt.Add(aim))) != nil {
 					return
 				}
-				began := time.Now()
-				end := hand.Cancel(ctx, op)
-				way.Store((way.Load()*15 + min(int64(time.Since(began))/2, int64(20*time.Millisecond))) / 16)
-				switch {
-				case end.Outcome == workload.OK:
+				switch end := hand.Cancel(ctx, op); end.Outcome {
+				case workload.OK:
 					cancelled.Add(1)
-				case end.Outcome == workload.Refused:
+					way.Add(-int64(raceStep))
+				case workload.Refused:
 					matured.Add(1)
+					way.Add(int64(raceStep))
 				default:
 					other.Add(1)
 				}
