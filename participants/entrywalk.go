@@ -1,9 +1,11 @@
 package participants
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -24,15 +26,18 @@ func scanEntry(row pgx.CollectableRow) (holdfast.Entry, error) {
 }
 
 // entryWalk reads the entries of one account backwards. The numbers of an
-// account's entries have no gaps and grow with posted_at, so a stretch of
-// numbers is a bounded piece of work whatever else the account has, and it is
+// account's entries have no gaps, so a stretch of numbers is a bounded piece of
+// work whatever else the account has, and it is known when it is complete. It is
 // found by going through the days from the newest to the oldest, each through
-// the partition's own index.
+// the partition's own index. Numbers grow with posted_at except where the
+// shard's clock was set back: then some of a stretch lie in a day before, and the
+// day after the last one is looked at again.
 type entryWalk struct {
 	user     holdfast.UserID
 	currency string
 	next     int64        // the entries still to read have a lower number; 1 = none
-	days     []shards.Day // newest first; those before day index 0 are exhausted
+	days     []shards.Day // newest first; none when all are exhausted
+	at       int          // the day where the last stretch ended
 }
 
 const accountTopSQL = `SELECT seq FROM accounts WHERE user_id = $1 AND currency = $2`
@@ -61,8 +66,8 @@ func (w *entryWalk) done() bool { return w.next <= 1 || len(w.days) == 0 }
 func (w *entryWalk) stretch(ctx context.Context, db reader, n int) ([]holdfast.Entry, error) {
 	low := max(w.next-int64(n), 1)
 	var all []holdfast.Entry
-	for len(w.days) > 0 && w.next > low {
-		rows, err := db.Query(ctx, `SELECT `+entryColumns+` FROM entries_`+w.days[0].String()+`
+	for day := max(w.at-1, 0); day < len(w.days) && int64(len(all)) < w.next-low; day++ {
+		rows, err := db.Query(ctx, `SELECT `+entryColumns+` FROM entries_`+w.days[day].String()+`
 			WHERE user_id = $1 AND book <= 2 AND seq >= $2 AND seq < $3 AND currency = $4
 			ORDER BY seq DESC`, [16]byte(w.user), low, w.next, w.currency)
 		var some []holdfast.Entry
@@ -74,12 +79,14 @@ func (w *entryWalk) stretch(ctx context.Context, db reader, n int) ([]holdfast.E
 		}
 		if len(some) > 0 {
 			all = append(all, some...)
-			w.next = some[len(some)-1].Seq
-		}
-		if w.next > low {
-			w.days = w.days[1:]
+			w.at = day
 		}
 	}
+	if int64(len(all)) < w.next-low {
+		w.days = nil
+	}
+	w.next = low
+	slices.SortFunc(all, func(a, b holdfast.Entry) int { return cmp.Compare(b.Seq, a.Seq) })
 	return all, nil
 }
 
