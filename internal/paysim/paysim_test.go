@@ -272,9 +272,9 @@ func TestHang(t *testing.T) {
 func TestLatencyOutlastsTheClient(t *testing.T) {
 	t.Parallel()
 	s := open(t, "")
-	s.fault(`{"latency_ms":300}`)
+	s.fault(`{"latency_ms":3000}`)
 	p := testPayment(1)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	req, _ := http.NewRequestWithContext(ctx, "POST", s.url+"/v1/payments", strings.NewReader(mustJSON(t, p)))
 	req.Header.Set("Idempotency-Key", keyOf(p))
