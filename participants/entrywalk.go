@@ -1,9 +1,11 @@
 package participants
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -24,15 +26,16 @@ func scanEntry(row pgx.CollectableRow) (holdfast.Entry, error) {
 }
 
 // entryWalk reads the entries of one account backwards. The numbers of an
-// account's entries have no gaps and grow with posted_at, so a stretch of
-// numbers is a bounded piece of work whatever else the account has, and it is
+// account's entries have no gaps, so a stretch of numbers is a bounded piece of
+// work whatever else the account has, and known to be whole by its count. It is
 // found by going through the days from the newest to the oldest, each through
-// the partition's own index.
+// the partition's own index; as a rule the numbers grow with the days, but a
+// shard's clock may have been ahead over midnight.
 type entryWalk struct {
 	user     holdfast.UserID
 	currency string
 	next     int64        // the entries still to read have a lower number; 1 = none
-	days     []shards.Day // newest first; those before day index 0 are exhausted
+	days     []shards.Day // newest first; those that have no lower number are left out
 }
 
 const accountTopSQL = `SELECT seq FROM accounts WHERE user_id = $1 AND currency = $2`
@@ -56,15 +59,21 @@ func newEntryWalk(ctx context.Context, db reader, user holdfast.UserID, currency
 
 func (w *entryWalk) done() bool { return w.next <= 1 || len(w.days) == 0 }
 
+// belowSQL reads a day's entries below a number, newest first.
+const belowSQL = `SELECT ` + entryColumns + ` FROM entries_%s
+	WHERE user_id = $1 AND book <= 2 AND seq < $2 AND currency = $3 ORDER BY seq DESC LIMIT $4`
+
 // stretch reads the next n numbers, newest first. Fewer come back only at the
 // end of what the shard still keeps.
 func (w *entryWalk) stretch(ctx context.Context, db reader, n int) ([]holdfast.Entry, error) {
 	low := max(w.next-int64(n), 1)
+	want := int(w.next - low)
 	var all []holdfast.Entry
-	for len(w.days) > 0 && w.next > low {
-		rows, err := db.Query(ctx, `SELECT `+entryColumns+` FROM entries_`+w.days[0].String()+`
-			WHERE user_id = $1 AND book <= 2 AND seq >= $2 AND seq < $3 AND currency = $4
-			ORDER BY seq DESC`, [16]byte(w.user), low, w.next, w.currency)
+	var lower []shards.Day // of those read, the days that may have entries below the stretch
+	days := w.days
+	for ; len(days) > 0 && len(all) < want; days = days[1:] {
+		// Whatever a day has of the stretch is among its first so many.
+		rows, err := db.Query(ctx, fmt.Sprintf(belowSQL, days[0]), [16]byte(w.user), w.next, w.currency, want)
 		var some []holdfast.Entry
 		if err == nil {
 			some, err = pgx.CollectRows(rows, scanEntry)
@@ -72,13 +81,19 @@ func (w *entryWalk) stretch(ctx context.Context, db reader, n int) ([]holdfast.E
 		if err != nil && !isUndefinedTable(err) { // retention took the day meanwhile
 			return nil, fmt.Errorf("read entries of %s: %w", w.user, err)
 		}
-		if len(some) > 0 {
-			all = append(all, some...)
-			w.next = some[len(some)-1].Seq
+		within := slices.IndexFunc(some, func(e holdfast.Entry) bool { return e.Seq < low })
+		if within >= 0 || len(some) == want {
+			lower = append(lower, days[0])
 		}
-		if w.next > low {
-			w.days = w.days[1:]
+		if within >= 0 {
+			some = some[:within]
 		}
+		all = append(all, some...)
+	}
+	slices.SortFunc(all, func(a, b holdfast.Entry) int { return cmp.Compare(b.Seq, a.Seq) })
+	w.days = append(lower, days...)
+	if w.next = low; len(all) < want {
+		w.days = nil
 	}
 	return all, nil
 }
