@@ -262,3 +262,51 @@ func TestOpen(t *testing.T) {
 		}
 	}
 }
+
+// A shard's clock may have been ahead over midnight and be right again: then the
+// numbers of an account's entries do not grow with the day. Nothing of it may
+// be hidden from statement and list.
+func TestEntriesOfAWrongClock(t *testing.T) {
+	t.Parallel()
+	b := newBooks(t, 1)
+	u := b.funded(0, 0)
+	for range 20 {
+		b.cash(u, 5)
+	}
+	conn := b.set.Owner(0)
+	for _, sql := range []string{
+		`DO $$ DECLARE t text; BEGIN FOR t IN SELECT relid::text FROM pg_partition_tree('entries') WHERE isleaf LOOP
+			EXECUTE 'ALTER TABLE ' || t || ' DISABLE TRIGGER USER'; END LOOP; END $$`,
+		`UPDATE entries SET posted_at = posted_at + interval '1 day' WHERE seq BETWEEN 8 AND 12`,
+		`UPDATE entries SET posted_at = posted_at - interval '1 day' WHERE seq IN (15, 3)`,
+	} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, limit := range []int{1, 3, 4, 7, 20, 50} {
+		var seen []int64
+		r := branch.AccountRequest{User: u, Currency: "RBX", Limit: limit}
+		for {
+			a, err := b.client.Statement(t.Context(), 0, r)
+			if err != nil || a.Code != branch.CodeOK {
+				t.Fatalf("statement: %+v, %v", a, err)
+			}
+			for _, e := range a.Entries {
+				seen = append(seen, e.Seq)
+			}
+			if a.Next == 0 {
+				break
+			}
+			r.Before = a.Next
+		}
+		for i, seq := range seen {
+			if seq != int64(20-i) {
+				t.Fatalf("in pages of %d the statement has the numbers %v", limit, seen)
+			}
+		}
+		if len(seen) != 20 {
+			t.Errorf("in pages of %d the statement has %d of 20 entries: %v", limit, len(seen), seen)
+		}
+	}
+}
