@@ -216,7 +216,9 @@ func atRest(t *testing.T, s *scene) {
 	}{
 		{"overdue", `UPDATE holds SET unlock_at = clock_timestamp() - interval '1 s' WHERE id = :waiting`, "I12 overdue, I4 acknowledged_hold_differs, I8 maturity_differs", false},
 		{"a branch open", `UPDATE holds SET status = 2, claimed_at = unlock_at, next_attempt_at = unlock_at WHERE id = :waiting`, "I11 branch_open", false},
-		{"in transit", `UPDATE holds SET status = 2, executed_at = NULL WHERE id = :paidfar`,
+		// The watermark may have passed the hold already: the row in attempts keeps the case from depending on it.
+		{"in transit", `UPDATE holds SET status = 2, executed_at = NULL WHERE id = :paidfar;
+			INSERT INTO attempts (hold_id, next_at, n, active_ms, last_error) VALUES (:paidfar, clock_timestamp(), 1, 1, 'x')`,
 			"I10 not_linearizable, I11 branch_open, I1 money_total, I2 transit_not_zero", false},
 		{"an attempt left over", `INSERT INTO attempts (hold_id, next_at, n, active_ms, last_error) VALUES (:gone, clock_timestamp(), 1, 1, 'x')`,
 			"I11 attempt_left_over", false},
