@@ -20,7 +20,7 @@ import (
 // chaosFlags are the flags of chaos run before they are checked.
 type chaosFlags struct {
 	seed         int64
-	seeds        int
+	seeds, side  int
 	all, keep    bool
 	time         string
 	report, json string
@@ -85,6 +85,7 @@ strike.`,
 	fl := c.Flags()
 	fl.Int64Var(&f.seed, "seed", 0, "first seed (default: the number of the day)")
 	fl.IntVar(&f.seeds, "seeds", 1, "how many seeds each fault is tried with")
+	fl.IntVar(&f.side, "side-by-side", 1, "how many clusters stand at once, each with a fault of its own")
 	fl.BoolVar(&f.all, "all", false, "every fault")
 	fl.StringVar(&f.time, "time", "", "begin no further fault after this time")
 	fl.StringVar(&f.report, "report", "", "write an HTML report to this file")
@@ -103,6 +104,9 @@ func (f *chaosFlags) choose(cmd *cobra.Command, names []string) (faults []chaos.
 	}
 	if f.seeds < 1 {
 		return nil, nil, usagef(cmd, "--seeds must be at least 1")
+	}
+	if f.side < 1 {
+		return nil, nil, usagef(cmd, "--side-by-side must be at least 1")
 	}
 	for i := range f.seeds {
 		seeds = append(seeds, f.seed+int64(i))
@@ -152,7 +156,7 @@ func (a *app) chaosRun(cmd *cobra.Command, f *chaosFlags, names []string) error 
 // chaosRunner prepares what a run needs; the cluster's processes run this very
 // program.
 func (a *app) chaosRunner(cmd *cobra.Command, f *chaosFlags) (*chaos.Runner, func(), error) {
-	r := &chaos.Runner{Dir: f.dir, Keep: f.keep, Out: a.stdout, Version: versionText(), Machine: fmt.Sprintf("%s/%s, %d cores", runtime.GOOS, runtime.GOARCH, runtime.NumCPU()),
+	r := &chaos.Runner{Dir: f.dir, Keep: f.keep, Side: f.side, Out: a.stdout, Version: versionText(), Machine: fmt.Sprintf("%s/%s, %d cores", runtime.GOOS, runtime.GOARCH, runtime.NumCPU()),
 		Command: fmt.Sprintf("holdfast chaos run %s--seed %d --seeds %d", namesOf(cmd, f), f.seed, f.seeds)}
 	var err error
 	if r.Binary, err = os.Executable(); err != nil {

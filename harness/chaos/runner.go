@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,7 +26,7 @@ const (
 	aroundTime = 4 * time.Minute
 )
 
-// Runner tries faults one after the other.
+// Runner tries faults, one after the other on each of its clusters.
 type Runner struct {
 	Binary  string // the holdfast built with the tag failpoints
 	Dir     string // for the clusters and for what is kept of failures
@@ -35,6 +36,7 @@ type Runner struct {
 	Machine string
 	Budget  time.Duration // no new run begins after it; 0: no limit
 	Keep    bool          // keep the clusters' folders
+	Side    int           // clusters that stand side by side, each with a fault of its own; 0: one
 	Out     io.Writer
 	Log     io.Writer // what the clusters have to say; nil: nobody listens
 
@@ -148,38 +150,68 @@ func (r *Run) Until(ctx context.Context, within time.Duration, what string, is f
 // Run tries every fault with every seed, brings results to the display as they
 // come, and reports. An error means that the harness itself could not go on.
 func (r *Runner) Run(ctx context.Context, faults []Fault, seeds []int64) (*Report, error) {
-	faults = byCluster(faults)
 	report := &Report{Version: r.Version, Machine: r.Machine, Began: time.Now(), Command: r.Command}
 	show := newDisplay(r.Out, len(faults)*len(seeds))
 	show.head()
-	s := &session{Runner: r, show: show, seeds: seeds}
-	var fatal error
-	for i := range faults {
-		f := &faults[i]
-		if r.Budget > 0 && time.Since(report.Began) > r.Budget {
-			report.NotTried = append(report.NotTried, f.Name)
-			continue
-		}
-		for _, seed := range seeds {
-			x := s.try(ctx, f, seed)
-			report.Results = append(report.Results, *x)
-			show.result(x)
-		}
-		if fatal = ctx.Err(); fatal != nil {
-			break
-		}
+	q := &queue{left: byCluster(faults), budget: r.Budget, report: report}
+	var sessions sync.WaitGroup
+	for range max(1, r.Side) {
+		sessions.Go(func() {
+			s := &session{Runner: r, show: show}
+			defer func() { s.close(context.WithoutCancel(ctx), r.Keep) }()
+			for f := q.next(s); f != nil && ctx.Err() == nil; f = q.next(s) {
+				for _, seed := range seeds {
+					x := s.try(ctx, f, seed)
+					q.done(x)
+					show.result(x)
+				}
+			}
+		})
 	}
-	s.close(context.WithoutCancel(ctx), r.Keep)
+	sessions.Wait()
 	report.TookMS = time.Since(report.Began).Milliseconds()
 	show.summary(report)
-	return report, fatal
+	return report, ctx.Err()
+}
+
+// queue gives the faults out and takes the results.
+type queue struct {
+	mu     sync.Mutex
+	left   []Fault
+	budget time.Duration
+	report *Report
+}
+
+// next is a fault for the cluster that a session has, or else any; nil when
+// nothing is left or the time is over.
+func (q *queue) next(s *session) *Fault {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.budget > 0 && time.Since(q.report.Began) > q.budget {
+		for _, f := range q.left {
+			q.report.NotTried = append(q.report.NotTried, f.Name)
+		}
+		q.left = nil
+	}
+	if len(q.left) == 0 {
+		return nil
+	}
+	i := slices.IndexFunc(q.left, func(f Fault) bool { return s.stage != nil && f.Cluster == s.name })
+	f := q.left[max(0, i)]
+	q.left = slices.Delete(q.left, max(0, i), max(0, i)+1)
+	return &f
+}
+
+func (q *queue) done(x *Result) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.report.Results = append(q.report.Results, *x)
 }
 
 // session is the cluster that stands while faults are tried on it.
 type session struct {
 	*Runner
 	show  *display
-	seeds []int64
 	stage stage
 	name  string // of the stage's cluster
 }

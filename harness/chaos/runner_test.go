@@ -3,6 +3,8 @@ package chaos
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -134,6 +136,41 @@ func TestBudget(t *testing.T) {
 	report, shown, _ := play(t, nil, time.Nanosecond, []int64{1}, strikes("a", 1))
 	if report.OK() || len(report.NotTried) != 1 || !strings.Contains(shown, "NOT TRIED") {
 		t.Errorf("without time left: %+v\n%s", report, shown)
+	}
+}
+
+// TestSideBySide has two clusters at once: each fault meets every seed on one of
+// them, and a strike that waits for the other proves that both are at work.
+func TestSideBySide(t *testing.T) {
+	t.Parallel()
+	meet := make(chan struct{})
+	waits := func(name string) Fault {
+		return Fault{Name: name, Theme: "test", Strike: func(ctx context.Context, r *Run) error {
+			r.Struck(1)
+			if r.Seed > 1 {
+				return nil
+			}
+			select {
+			case meet <- struct{}{}:
+			case <-meet:
+			case <-ctx.Done():
+			}
+			return ctx.Err()
+		}}
+	}
+	other := strikes("c", 1)
+	other.Cluster = "other"
+	r := &Runner{Out: io.Discard, Side: 2, newStage: func(context.Context, *Fault) (stage, error) { return &script{}, nil }}
+	report, err := r.Run(t.Context(), []Fault{waits("a"), waits("b"), other}, []int64{1, 2, 3})
+	if err != nil || !report.OK() {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	tried := map[string]int{}
+	for _, x := range report.Results {
+		tried[fmt.Sprint(x.Fault, x.Seed)]++
+	}
+	if len(tried) != 9 || len(report.Results) != 9 {
+		t.Errorf("%d runs of 9 pairs: %v", len(report.Results), tried)
 	}
 }
 
