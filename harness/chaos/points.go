@@ -168,7 +168,8 @@ func act(role cluster.Role, action string) func(context.Context, *Run) error {
 		if err := r.armed(ctx, strings.Join(plan, ","), r.one(role)); err != nil {
 			return err
 		}
-		err := r.Wait(ctx, 4*time.Second)
+		// The first seconds the calls stay where they went when it was restarted.
+		err := r.Wait(ctx, 7*time.Second)
 		after := 0
 		for _, p := range chosen {
 			after += r.strikesAt(p)

@@ -34,12 +34,13 @@ type HTTPConfig struct {
 }
 
 // HTTP is a Transport to participants in other processes. A shard's calls go
-// to the same participant while it answers, so that its batches grow large, and
-// to the next one when it cannot be reached or says nothing for a while.
+// to the same participant while it answers, so that its batches grow large, to
+// the next one when it cannot be reached or says nothing for a while, and back
+// when it answers again.
 type HTTP struct {
 	cfg    HTTPConfig
 	client *http.Client
-	prefer sync.Map // shard → *atomic.Int64, added to its number; moves on when a server fails or falls silent
+	routes sync.Map // shard → *route
 	said   sync.Map // complaints that were logged
 }
 
@@ -50,6 +51,24 @@ const dialTimeout = 2 * time.Second
 // silence is how long a server may say nothing before new calls go to another
 // one. The call itself waits on: whether it was done only its answer can tell.
 const silence = 2 * time.Second
+
+// homeEvery is how often the calls of a shard that had to leave its own server
+// ask whether that is back. Without it all shards would end on the server that
+// was restarted longest ago.
+const homeEvery = 2 * time.Second
+
+// route is what the calls of one shard have learnt about the servers.
+type route struct {
+	moved atomic.Int64 // added to the shard's number; moves on when a server fails or falls silent
+	asked atomic.Int64 // when the shard's own server was asked last, in Unix ms
+}
+
+// request is a call as it is sent to any of the servers.
+type request struct {
+	path string
+	body []byte
+	read bool // changes nothing
+}
 
 // NewHTTP makes a transport; it connects when it is first used.
 func NewHTTP(cfg HTTPConfig) (*HTTP, error) {
@@ -76,11 +95,19 @@ func (h *HTTP) Send(ctx context.Context, shard int, op string, in, out any) erro
 	if err != nil {
 		return fmt.Errorf("%w: encode %s: %v", holdfast.ErrInvalid, op, err)
 	}
+	call := request{h.stepPath(shard, op), body, slices.Contains(readOps, op)}
+	return h.post(ctx, shard, call, request{h.stepPath(shard, OpGet), []byte(nobodysHold), true}, out)
+}
+
+// nobodysHold are the items of a read that goes to the shard and finds nothing.
+const nobodysHold = `[{"id":"00000000-0000-0000-0000-000000000000"}]`
+
+func (h *HTTP) stepPath(shard int, op string) string {
 	path := fmt.Sprintf("/branch/v1/%d/%s", shard, op)
 	if h.cfg.Shards > 0 {
 		path += "?" + ShardsQuery + "=" + strconv.Itoa(h.cfg.Shards)
 	}
-	return h.post(ctx, shard, path, body, out, slices.Contains(readOps, op))
+	return path
 }
 
 // readOps change nothing: when one breaks off, the next server is asked.
@@ -88,26 +115,46 @@ var readOps = []string{OpCheck, OpGet, OpList, OpAccount, OpStatement, OpAdminHo
 	OpTransit, OpDetail, OpAudit, OpStatus}
 
 // post tries every server once, as long as surely nothing was done, or nothing
-// can be.
-func (h *HTTP) post(ctx context.Context, shard int, path string, body []byte, out any, read bool) (err error) {
+// can be. probe tells whether the shard's own server is back.
+func (h *HTTP) post(ctx context.Context, shard int, call, probe request, out any) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.Timeout)
 	defer cancel()
-	found, _ := h.prefer.LoadOrStore(shard, new(atomic.Int64))
-	prefer := found.(*atomic.Int64)
-	first := prefer.Load()
-	for i := range h.cfg.URLs {
-		at := (first + int64(shard) + int64(i)) % int64(len(h.cfg.URLs))
-		silent := time.AfterFunc(silence, func() { prefer.CompareAndSwap(first, first+1) })
-		err = h.once(ctx, h.cfg.URLs[at]+path, body, out)
+	found, _ := h.routes.LoadOrStore(shard, new(route))
+	r := found.(*route)
+	first, n := r.moved.Load(), int64(len(h.cfg.URLs))
+	if first%n != 0 {
+		h.lookHome(r, first, shard, probe)
+	}
+	for i := range n {
+		silent := time.AfterFunc(silence, func() { r.moved.CompareAndSwap(first, first+1) })
+		err = h.once(ctx, h.cfg.URLs[(first+int64(shard)+i)%n]+call.path, call.body, out)
 		silent.Stop()
 		if err != nil {
-			prefer.CompareAndSwap(first, first+1)
+			r.moved.CompareAndSwap(first, first+1)
 		}
-		if err == nil || ctx.Err() != nil || !(read || errors.Is(err, holdfast.ErrShardUnavailable)) {
+		if err == nil || ctx.Err() != nil || !(call.read || errors.Is(err, holdfast.ErrShardUnavailable)) {
 			return err
 		}
 	}
 	return err
+}
+
+// lookHome asks the shard's own server, now and then and beside the calls, and
+// lets them go back when it answers.
+func (h *HTTP) lookHome(r *route, first int64, shard int, probe request) {
+	now, n := h.cfg.Now().UnixMilli(), int64(len(h.cfg.URLs))
+	asked := r.asked.Load()
+	if now-asked < homeEvery.Milliseconds() || !r.asked.CompareAndSwap(asked, now) {
+		return
+	}
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), homeEvery)
+		defer cancel()
+		var answer json.RawMessage
+		if h.once(ctx, h.cfg.URLs[int64(shard)%n]+probe.path, probe.body, &answer) == nil {
+			r.moved.CompareAndSwap(first, first+n-first%n)
+		}
+	}()
 }
 
 func (h *HTTP) once(ctx context.Context, url string, body []byte, out any) error {
@@ -172,8 +219,10 @@ func (h *HTTP) Drive(ctx context.Context, shard int, ids []holdfast.HoldID) []Dr
 // does not answer lets nothing through.
 func (h *HTTP) Open(ctx context.Context) bool {
 	var open bool
-	return h.post(ctx, 0, "/drive/v1/open", []byte("{}"), &open, true) == nil && open
+	return h.post(ctx, 0, askOpen, askOpen, &open) == nil && open
 }
+
+var askOpen = request{"/drive/v1/open", []byte("{}"), true}
 
 type driveTransport struct{ h *HTTP }
 
@@ -182,7 +231,7 @@ func (d driveTransport) Send(ctx context.Context, shard int, _ string, in, out a
 	if err != nil {
 		return err
 	}
-	return d.h.post(ctx, shard, fmt.Sprintf("/drive/v1/%d", shard), body, out, false)
+	return d.h.post(ctx, shard, request{path: fmt.Sprintf("/drive/v1/%d", shard), body: body}, askOpen, out)
 }
 
 // WriteAnswer writes the answer of a signed request, or its error in the form

@@ -102,9 +102,10 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
-func preferred(h *HTTP, shard int) int64 {
-	if p, ok := h.prefer.Load(shard); ok {
-		return p.(*atomic.Int64).Load()
+// moved is how often the calls of a shard left a server.
+func moved(h *HTTP, shard int) int64 {
+	if r, ok := h.routes.Load(shard); ok {
+		return r.(*route).moved.Load()
 	}
 	return 0
 }
@@ -113,7 +114,13 @@ func preferred(h *HTTP, shard int) int64 {
 // learn about a server does not send another shard's calls to it.
 func TestBrokenServer(t *testing.T) {
 	t.Parallel()
-	broken, met := answering(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	var met atomic.Int64 // apart from those who ask whether it is back
+	broken, _ := answering(t, func(_ http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, OpGet) {
+			met.Add(1)
+		}
+		panic(http.ErrAbortHandler)
+	})
 	well, _ := answering(t, yes)
 	h := newHTTP(t, io.Discard, broken, well)
 	var out string
@@ -134,6 +141,65 @@ func TestBrokenServer(t *testing.T) {
 	}
 }
 
+// Calls go back to their own server when it answers again, and not before.
+func TestBackHome(t *testing.T) {
+	t.Parallel()
+	var away atomic.Bool
+	var asked, met atomic.Int64
+	home, _ := answering(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, OpGet) {
+			asked.Add(1)
+		} else {
+			met.Add(1)
+		}
+		if away.Load() {
+			http.Error(w, "no", http.StatusServiceUnavailable)
+			return
+		}
+		yes(w, r)
+	})
+	other, _ := answering(t, yes)
+	h := newHTTP(t, io.Discard, home, other)
+	now := time.Now()
+	h.cfg.Now = func() time.Time { return now }
+	send := func() {
+		t.Helper()
+		var out string
+		if err := h.Send(t.Context(), 0, OpCredit, 1, &out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until := func(what string, is func() bool) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); !is(); <-time.After(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: did not come", what)
+			}
+		}
+	}
+	away.Store(true)
+	for range 5 {
+		send()
+	}
+	until("the question whether it is back", func() bool { return asked.Load() == 1 })
+	if met.Load() != 1 || moved(h, 0) != 1 {
+		t.Errorf("the server that is away met %d calls, they moved %d times, want once each", met.Load(), moved(h, 0))
+	}
+	away.Store(false)
+	send()
+	if asked.Load() != 1 {
+		t.Error("it was asked again at once")
+	}
+	now = now.Add(homeEvery)
+	send()
+	until("the way back", func() bool { return moved(h, 0) == 2 })
+	before := met.Load()
+	send()
+	if met.Load() != before+1 {
+		t.Error("the calls did not go back to the server that answers again")
+	}
+}
+
 // A server that says nothing keeps the calls it has; new ones go elsewhere.
 func TestSilentServer(t *testing.T) {
 	t.Parallel()
@@ -149,7 +215,7 @@ func TestSilentServer(t *testing.T) {
 	stuck := make(chan error, 1)
 	go func() { var out string; stuck <- h.Send(ctx, 0, "op", 1, &out) }()
 	<-arrived
-	for until := time.Now().Add(10 * silence); preferred(h, 0) == 0; <-time.After(10 * time.Millisecond) {
+	for until := time.Now().Add(10 * silence); moved(h, 0) == 0; <-time.After(10 * time.Millisecond) {
 		if time.Now().After(until) {
 			t.Fatal("the silent server is still preferred")
 		}
