@@ -36,7 +36,7 @@ bench: build ## five minutes of load on a fresh stack: medians of three rounds a
 
 bench-peers: ## Holdfast against dtm, River and asynq, side by side (about 30 minutes)
 	@.ci/install servers
-	@cd harness/peers && LOG_LEVEL=error go run . --duration 15s --pairs 3 $(BENCH_FLAGS)
+	@cd harness/peers && LOG_LEVEL=error go run -mod=mod . --duration 15s --pairs 3 $(BENCH_FLAGS)
 
 chaos: ## a dozen faults, other ones every day, in about three minutes (ALL=1: every fault, 5 seeds; SEEDS=20)
 	@.ci/install servers

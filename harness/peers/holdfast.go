@@ -150,7 +150,7 @@ func (l *lab) crashHoldfast(ctx context.Context) (f figures, err error) {
 		return f, err
 	}
 	defer drop()
-	u, err := l.newUp(ctx, dsns)
+	u, err := l.newUp(ctx, dsns[:l.o.shards])
 	if err != nil {
 		return f, err
 	}

@@ -27,6 +27,7 @@ type options struct {
 	warmup      time.Duration
 	settle      time.Duration
 	clients     int
+	shards      int // of Holdfast
 	rates       []float64
 	senders     int
 	recipients  int
@@ -102,11 +103,15 @@ func parse(args []string) (*options, error) {
 	f.IntVar(&o.clients, "clients", 64, "clients at once, for each system")
 	f.IntVar(&o.senders, "senders", 2000, "accounts that pay")
 	f.IntVar(&o.recipients, "recipients", 2000, "accounts that are paid")
+	f.IntVar(&o.shards, "shards", 2, "Holdfast's shards, 1 to 4, on servers of their own")
 	f.StringVar(&o.redisFsync, "redis-fsync", "always", "how asynq's Redis keeps its log: always (as durable as PostgreSQL here), everysec, no")
 	f.StringVar(&o.output, "o", "table", "table or json")
 	f.StringVar(&o.binary, "holdfast", "", "the holdfast program (default: built from ../..)")
 	if err := f.Parse(args); err != nil {
 		return nil, err
+	}
+	if o.shards < 1 || o.shards > 4 {
+		return nil, fmt.Errorf("-shards is %d, choose 1 to 4", o.shards)
 	}
 	o.peers, o.jobs = strings.Split(*peers, ","), strings.Split(*jobs, ",")
 	for _, r := range strings.Split(*rates, ",") {
