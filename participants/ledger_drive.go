@@ -64,16 +64,22 @@ func (l *ledger) fast(ctx context.Context, conn *pgx.Conn, sql string, days []st
 			to++
 		}
 		rows, err := query(ctx, conn, fmt.Sprintf(sql, days[from], holdColumns), append([]any{l.epoch, ids[from:to]}, args(from, to)...)...)
+		var told []holdfast.Hold
 		if err == nil {
 			var h holdRow
 			err = eachRow(rows, h.dest(), func() error {
 				hold, _ := h.hold()
-				done[hold.ID] = hold
+				told = append(told, hold)
 				return nil
 			})
 		}
 		if err != nil && !isUndefinedTable(err) { // a day without holds
 			return done, err
+		}
+		// The rows come before the commit: only its end without an error makes
+		// them true.
+		for _, hold := range told {
+			done[hold.ID] = hold
 		}
 		from = to
 	}
