@@ -25,6 +25,7 @@ var hunters = map[string][]string{
 	"recipient_check_after_claim": {"banned-between"},
 	"credit_before_verdict":       {"participant-points-delay", "success-after-refund", "partition-participant-shard"},
 	"refund_lost_with_process":    {"die-at-verdict-refused-committed"},
+	"rows_taken_for_a_commit":     {"gone-in-commit", "backends-terminated"},
 	"gateway_clock_create":        {"die-at-try-committed", "same-key-100"},
 	"plain_encoding_json":         {"odd-documents"},
 	"synchronous_commit_off":      {"postgres-kill", "postgres-immediate-restart", "kill-everything"},

@@ -31,6 +31,8 @@ type Fault struct {
 	Cluster  string
 	Settings map[string]string
 
+	// Alone: it compares times, so no other cluster is at work beside it.
+	Alone bool
 	// Can says why the fault cannot be tried on this machine; "" if it can.
 	Can func() string
 	// Load changes the workload that runs meanwhile.

@@ -153,25 +153,31 @@ func (r *Runner) Run(ctx context.Context, faults []Fault, seeds []int64) (*Repor
 	report := &Report{Version: r.Version, Machine: r.Machine, Began: time.Now(), Command: r.Command}
 	show := newDisplay(r.Out, len(faults)*len(seeds))
 	show.head()
-	q := &queue{left: byCluster(faults), budget: r.Budget, report: report}
+	q := &queue{budget: r.Budget, report: report}
+	q.left = slices.DeleteFunc(byCluster(faults), func(f Fault) bool { return f.Alone })
 	var sessions sync.WaitGroup
 	for range max(1, r.Side) {
-		sessions.Go(func() {
-			s := &session{Runner: r, show: show}
-			defer func() { s.close(context.WithoutCancel(ctx), r.Keep) }()
-			for f := q.next(s); f != nil && ctx.Err() == nil; f = q.next(s) {
-				for _, seed := range seeds {
-					x := s.try(ctx, f, seed)
-					q.done(x)
-					show.result(x)
-				}
-			}
-		})
+		sessions.Go(func() { r.session(ctx, q, show, seeds) })
 	}
 	sessions.Wait()
+	q.left = slices.DeleteFunc(byCluster(faults), func(f Fault) bool { return !f.Alone })
+	r.session(ctx, q, show, seeds)
 	report.TookMS = time.Since(report.Began).Milliseconds()
 	show.summary(report)
 	return report, ctx.Err()
+}
+
+// session tries faults, one after the other, until none is left.
+func (r *Runner) session(ctx context.Context, q *queue, show *display, seeds []int64) {
+	s := &session{Runner: r, show: show}
+	defer func() { s.close(context.WithoutCancel(ctx), r.Keep) }()
+	for f := q.next(s); f != nil && ctx.Err() == nil; f = q.next(s) {
+		for _, seed := range seeds {
+			x := s.try(ctx, f, seed)
+			q.done(x)
+			show.result(x)
+		}
+	}
 }
 
 // queue gives the faults out and takes the results.

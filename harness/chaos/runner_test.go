@@ -160,17 +160,25 @@ func TestSideBySide(t *testing.T) {
 	}
 	other := strikes("c", 1)
 	other.Cluster = "other"
+	tried := map[string]int{}
+	alone := Fault{Name: "d", Theme: "test", Alone: true, Strike: func(_ context.Context, r *Run) error {
+		r.Struck(1)
+		tried["d"]++ // the race detector finds whoever runs beside it
+		return nil
+	}}
 	r := &Runner{Out: io.Discard, Side: 2, newStage: func(context.Context, *Fault) (stage, error) { return &script{}, nil }}
-	report, err := r.Run(t.Context(), []Fault{waits("a"), waits("b"), other}, []int64{1, 2, 3})
+	report, err := r.Run(t.Context(), []Fault{alone, waits("a"), waits("b"), other}, []int64{1, 2, 3})
 	if err != nil || !report.OK() {
 		t.Fatalf("%+v, %v", report, err)
 	}
-	tried := map[string]int{}
-	for _, x := range report.Results {
+	for i, x := range report.Results {
 		tried[fmt.Sprint(x.Fault, x.Seed)]++
+		if (x.Fault == "d") != (i >= 9) {
+			t.Errorf("%s came as number %d: what runs alone comes last", x.Fault, i)
+		}
 	}
-	if len(tried) != 9 || len(report.Results) != 9 {
-		t.Errorf("%d runs of 9 pairs: %v", len(report.Results), tried)
+	if len(tried) != 1+12 || len(report.Results) != 12 {
+		t.Errorf("%d runs of 12 pairs: %v", len(report.Results), tried)
 	}
 }
 
