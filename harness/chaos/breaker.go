@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/holdfast-escrow/holdfast/harness/cluster"
 	"github.com/holdfast-escrow/holdfast/harness/workload"
 	"github.com/holdfast-escrow/holdfast/internal/paysim"
@@ -14,7 +16,7 @@ import (
 func breakerFaults() []Fault {
 	var out []Fault
 	for _, share := range []int{9, 10, 11} {
-		out = append(out, Fault{Name: fmt.Sprintf("breaker-at-%d-percent", share), Theme: "payment", Cluster: "breaker",
+		out = append(out, Fault{Name: fmt.Sprintf("breaker-at-%d-percent", share), Theme: "payment", Cluster: "breaker", Alone: true,
 			Settings: map[string]string{"HOLDFAST_BREAKER_OPEN_FOR": "2s"}, Covers: "2", Load: refuseNobody,
 			About:  fmt.Sprintf("%d %% of the payment calls fail; the breaker opens above ten and not at ten.", share),
 			Strike: breakerAt(share)})
@@ -156,16 +158,22 @@ func hangingProbe(ctx context.Context, r *Run) error {
 	return nil
 }
 
-// holdsDue creates n holds that mature together, of a size that no sender feels.
+// holdsDue creates n holds at once that mature together, of a size that no
+// sender feels.
 func (r *Run) holdsDue(ctx context.Context, n int) error {
-	at := time.Now().Add(1500 * time.Millisecond)
+	at := time.Now().Add(2 * time.Second)
+	var all errgroup.Group
 	for i := range n {
-		sender, recipient := r.World.Senders[i%len(r.World.Senders)], r.World.Recipients[i%len(r.World.Recipients)]
-		if op := r.World.Hand(i).Create(ctx, r.World.Key("due-%d", i), sender, recipient, 1, at); op.Outcome != workload.OK {
-			return fmt.Errorf("create a hold: %d %s %s", op.HTTP, op.Code, op.Error)
-		}
+		all.Go(func() error {
+			sender, recipient := r.World.Senders[i%len(r.World.Senders)], r.World.Recipients[i%len(r.World.Recipients)]
+			op := r.World.Hand(i).Create(ctx, r.World.Key("due-%d", i), sender, recipient, 1, at)
+			if op.Outcome != workload.OK {
+				return fmt.Errorf("create a hold: %d %s %s", op.HTTP, op.Code, op.Error)
+			}
+			return nil
+		})
 	}
-	return nil
+	return all.Wait()
 }
 
 // dashed is a name in words with dashes.

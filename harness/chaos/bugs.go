@@ -44,7 +44,7 @@ var hunters = map[string][]string{
 	"key_from_attempt":            {"payment-error-after", "payment-lost-response"},
 	"breaker_counts_refusals":     {"banned-recipient"},
 	"trusts_any_200":              {"payment-mixed-up", "payment-wrong-id"},
-	"redis_is_the_truth":          {"redis-flushall", "redis-killed-empty"},
+	"redis_is_the_truth":          {"redis-down", "triggers-stolen"},
 	"zrem_before_commit":          {"die-at-zset-claimed"},
 }
 

@@ -122,7 +122,7 @@ func sameKey(ctx context.Context, r *Run) error {
 			if op.Outcome == workload.OK {
 				ids[op.Hold.String()]++
 				r.Struck(1)
-			} else {
+			} else if op.Code != "idempotency_in_flight" { // which says: come back, the first one is still at it
 				ids[fmt.Sprintf("%s %d %s", op.Outcome, op.HTTP, op.Code)]++
 			}
 		}
