@@ -227,8 +227,9 @@ func playPending(ctx context.Context, b *run) error {
 	if err != nil {
 		return err
 	}
-	// The old ones are made first and mature when all else is done.
-	needed := 1.5*float64(b.cfg.Holds+b.cfg.Pending)/rate + (p.Warmup + p.Duration).Seconds() + 10
+	// The old ones are made first and mature when all else is done. A long fill
+	// is slower than the short one whose rate is known.
+	needed := 2.5*float64(b.cfg.Holds+b.cfg.Pending)/rate + (p.Warmup + p.Duration).Seconds() + 10
 	at = time.Now().Add(time.Duration(needed * float64(time.Second))).Truncate(time.Second)
 	if _, err = b.fillUntil(ctx, b.cfg.Holds, at, time.Second); err != nil {
 		return err
