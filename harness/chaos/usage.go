@@ -13,8 +13,9 @@ import (
 // operation of any run is far above it.
 var spare = checker.Usage{FDs: 300, Goroutines: 500, RSS: 256 << 20}
 
-// settleUsage is how long resources may take to come back.
-const settleUsage = 20 * time.Second
+// settleUsage is how long resources may take to come back: a connection to the
+// payment API is closed when it was idle for 30 s.
+const settleUsage = 45 * time.Second
 
 func (t *theater) usage() (out []checker.Usage) {
 	for _, p := range t.cluster.Processes() {
