@@ -51,7 +51,7 @@ func (d *drive) first(ctx context.Context) {
 	case payment.Succeeded:
 		d.settle(ctx, answer.PaymentID)
 	case payment.Refused:
-		d.refuse(ctx, answer.Code)
+		d.refuse(ctx, answer.Code, false)
 	default:
 		d.later(ctx, describe(answer), !answer.SureNotSent)
 	}
@@ -69,7 +69,7 @@ func (d *drive) again(ctx context.Context) {
 		return
 	case payment.Refused:
 		if answer.Echoed {
-			d.refuse(ctx, answer.Code)
+			d.refuse(ctx, answer.Code, d.claim.SinceUnsureMS >= 0)
 			return
 		}
 		// A refusal that does not say of what may be about our right to look.
@@ -108,10 +108,11 @@ func (d *drive) again(ctx context.Context) {
 // refusedAgain is a refusal that was not the first thing sent. It is final only
 // when no earlier attempt can still be open: the payment API itself must say
 // that the key is refused, or enough time must have passed since the last
-// attempt of which nothing is known.
+// attempt of which nothing is known. Even then the payment is looked up for a
+// while: a success that was under way for longer must not stay unseen.
 func (d *drive) refusedAgain(ctx context.Context, refusal payment.Answer) {
 	if d.claim.SinceUnsureMS < 0 {
-		d.refuse(ctx, refusal.Code)
+		d.refuse(ctx, refusal.Code, false)
 		return
 	}
 	permit, err := d.c.cfg.Payment.Allow()
@@ -127,7 +128,7 @@ func (d *drive) refusedAgain(ctx context.Context, refusal payment.Answer) {
 		d.settle(ctx, seen.PaymentID)
 	case seen.Outcome == payment.Refused && seen.Echoed,
 		(seen.Outcome == payment.Refused || seen.Outcome == payment.NeverSeen) && quiet:
-		d.refuse(ctx, refusal.Code)
+		d.refuse(ctx, refusal.Code, true)
 	default:
 		d.later(ctx, "refused with "+refusal.Code+", but an earlier attempt may still be open", false)
 	}
@@ -169,7 +170,7 @@ func (d *drive) settle(ctx context.Context, paymentID string) {
 	})
 	switch {
 	case !ok:
-		d.later(ctx, fmt.Sprintf("paid as %s, verdict not committed: %s", paymentID, r.Code), false)
+		d.later(ctx, fmt.Sprintf("paid as %s, verdict not committed: %s", paymentID, r.Code), true)
 	case r.Code == branch.CodeVerdictIsOther:
 		d.c.log.Error("payment succeeded after the hold was refused", "hold_id", d.hold.ID, "payment_id", paymentID,
 			"dead_letter", branch.DeadLateSuccess)
@@ -219,14 +220,19 @@ func (d *drive) credit(ctx context.Context) {
 }
 
 // refuse commits the verdict refused; the refund worker gives the money back.
-func (d *drive) refuse(ctx context.Context, code string) {
-	if !d.mine() {
+// With watch the payment is still looked up now and then afterwards.
+func (d *drive) refuse(ctx context.Context, code string, watch bool) {
+	tooLate := func() {
 		d.c.log.Warn("refusal came after the lease: the next driver decides", "hold_id", d.hold.ID, "shard", d.shard, "code", code)
+	}
+	if !d.mine() {
+		tooLate()
 		return
 	}
+	item := branch.RefuseItem{ID: d.hold.ID, Reason: code, Detail: "refused by the payment API", Watch: watch, Lease: d.claim.Lease}
 	var r branch.HoldResult
 	ok := d.step(ctx, func() branch.Code {
-		r = d.c.shards.Refuse(ctx, d.shard, []branch.RefuseItem{{ID: d.hold.ID, Reason: code, Detail: "refused by the payment API"}})[0]
+		r = d.c.shards.Refuse(ctx, d.shard, []branch.RefuseItem{item})[0]
 		return r.Code
 	})
 	switch {
@@ -237,6 +243,8 @@ func (d *drive) refuse(ctx context.Context, code string) {
 		d.c.wantRefund(d.hold.ID)
 	case r.Code == branch.CodeAlready || r.Code == branch.CodeVerdictIsOther:
 		// Another driver was first; one verdict, for ever.
+	case r.Code == branch.CodeBusy:
+		tooLate()
 	default:
 		d.quarantine(ctx, "refuse: "+string(r.Code))
 	}
@@ -273,7 +281,7 @@ func (d *drive) later(ctx context.Context, why string, unsure bool) {
 	delay := d.c.backoff(d.claim.Attempts)
 	active := time.Since(d.started) + delay
 	item := branch.DeferItem{ID: d.hold.ID, DelayMS: delay.Milliseconds(), ActiveMS: active.Milliseconds(),
-		Error: clip(why), Unsure: unsure}
+		Error: clip(why), Unsure: unsure, Lease: d.claim.Lease}
 	if time.Duration(d.claim.ActiveMS)*time.Millisecond+active >= d.c.cfg.GiveUp {
 		item.Dead = branch.DeadOutcomeUnknown
 	}
@@ -289,7 +297,8 @@ func (d *drive) later(ctx context.Context, why string, unsure bool) {
 func (d *drive) quarantine(ctx context.Context, why string) {
 	d.c.log.Error("hold is in an impossible state", "hold_id", d.hold.ID, "shard", d.shard, "error", why,
 		"status", d.hold.Status, "verdict", d.hold.Verdict, "amount", d.hold.Amount)
-	d.c.shards.Defer(ctx, d.shard, []branch.DeferItem{{ID: d.hold.ID, DelayMS: quarantineMS, Error: clip(why), Dead: branch.DeadImpossible}})
+	d.c.shards.Defer(ctx, d.shard, []branch.DeferItem{{ID: d.hold.ID, DelayMS: quarantineMS, Error: clip(why),
+		Dead: branch.DeadImpossible, Lease: d.claim.Lease}})
 }
 
 func (d *drive) ended(h holdfast.Hold) {

@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ func TestPausedDriverDecidesNothing(t *testing.T) {
 	a.shards.on(branch.OpDefer, each(func(branch.DeferItem) branch.CodeResult { return branch.CodeResult{Code: branch.CodeOK} }))
 	decide := func(ago time.Duration) {
 		d := &drive{c: a.Coordinator, hold: aHold(holdfast.Executing), started: time.Now().Add(-ago)}
-		d.refuse(t.Context(), "recipient_banned")
+		d.refuse(t.Context(), "recipient_banned", false)
 		d.later(t.Context(), "no answer", true)
 	}
 	decide(2 * time.Minute)
@@ -35,6 +36,33 @@ func TestPausedDriverDecidesNothing(t *testing.T) {
 	decide(0)
 	if r, d := a.shards.count(branch.OpRefuse), a.shards.count(branch.OpDefer); r != 1 || d != 1 {
 		t.Errorf("within its lease the driver refused %d and deferred %d times, want once each", r, d)
+	}
+}
+
+// What a driver decides names its lease, so that the shard can tell it from the
+// next driver; a lease that is over there is not taken for a fault.
+func TestDriverNamesItsLease(t *testing.T) {
+	t.Parallel()
+	pay, err := payment.New(payment.Config{URL: "http://127.0.0.1:1", Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pay.Close)
+	a := newAPI(t, func(c *Config) { c.Payment, c.LeaseMargin, c.GiveUp = pay, time.Minute, time.Hour })
+	var leases []int64
+	a.shards.on(branch.OpRefuse, each(func(i branch.RefuseItem) branch.HoldResult {
+		leases = append(leases, i.Lease)
+		return branch.HoldResult{Code: branch.CodeBusy}
+	}))
+	a.shards.on(branch.OpDefer, each(func(i branch.DeferItem) branch.CodeResult {
+		leases = append(leases, i.Lease)
+		return branch.CodeResult{Code: branch.CodeBusy}
+	}))
+	d := &drive{c: a.Coordinator, hold: aHold(holdfast.Executing), started: time.Now(), claim: branch.ClaimResult{Lease: 7}}
+	d.refuse(t.Context(), "recipient_banned", false)
+	d.later(t.Context(), "no answer", true)
+	if want := []int64{7, 7}; !slices.Equal(leases, want) {
+		t.Errorf("leases of refuse and defer: %v, want %v: busy is an answer, no impossible state", leases, want)
 	}
 }
 

@@ -159,6 +159,32 @@ func TestTwoDriversNeverPayAndRefund(t *testing.T) {
 	}
 }
 
+// A payment that was still under way when a later one was refused, and for longer
+// than anybody waits, is seen all the same: two wrongs are reported, not hidden.
+func TestSuccessAfterAQuietRefusal(t *testing.T) {
+	t.Parallel()
+	api := &slowAPI{release: make(chan struct{})}
+	server := httptest.NewServer(api)
+	t.Cleanup(server.Close)
+	r := start(t, Options{DSNs: testkit.Databases(t, 2), RedisURL: testkit.Redis(t), PaymentURL: server.URL,
+		Coordinator: func(c *coordinator.Config) { c.RefusalQuiet = time.Second }})
+	from, to := r.user(0, 100), r.user(1, 0)
+	h := r.create(in(from, to, 100, "k", 1200*time.Millisecond))
+	r.want(h.ID, holdfast.Failed)
+	r.wantBalance(from, 100, 0)
+	close(api.release)
+	testkit.Eventually(t, 60*time.Second, func() (bool, string) {
+		// The next look is hours away; a person's impatience is not waited for.
+		if _, err := r.Set.Owner(0).Exec(r.ctx, `UPDATE attempts SET next_at = now() WHERE hold_id = $1`, h.ID.String()); err != nil {
+			t.Fatal(err)
+		}
+		d, err := r.Client.DeadLetters(r.ctx, 0, deadLetters("late_success"))
+		return err == nil && len(d.DeadLetters) == 1 && d.DeadLetters[0].HoldID == h.ID, r.history(h.ID)
+	})
+	r.wantBalance(from, 100, 0)
+	r.wantBalance(to, 0, 0)
+}
+
 // The same ids are driven by several coordinators at once, over and over.
 func TestManyDriversPayOnce(t *testing.T) {
 	t.Parallel()

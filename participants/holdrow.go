@@ -18,7 +18,7 @@ import (
 
 // holdColumns are the columns of a hold in the order that holdRow scans them.
 const holdColumns = `id, sender, recipient, amount, currency, reference, unlock_at, created_at, status, verdict,
-	payment_id, refusal_code, claimed_at, decided_at, executed_at, cancelled_at, refunded_at`
+	payment_id, refusal_code, claimed_at, decided_at, executed_at, cancelled_at, refunded_at, next_attempt_at`
 
 // holdColumnsOf are the same columns of an alias ("h") or of a composite
 // ("(f.hold)").
@@ -39,11 +39,12 @@ type holdRow struct {
 	paymentID, refusal         *string
 	claimed, decided, executed *time.Time
 	cancelled, refunded        *time.Time
+	next                       *time.Time // the end of the lease while it is being driven
 }
 
 func (r *holdRow) dest() []any {
 	return []any{&r.id, &r.sender, &r.recipient, &r.amount, &r.currency, &r.reference, &r.unlockAt, &r.createdAt,
-		&r.status, &r.verdict, &r.paymentID, &r.refusal, &r.claimed, &r.decided, &r.executed, &r.cancelled, &r.refunded}
+		&r.status, &r.verdict, &r.paymentID, &r.refusal, &r.claimed, &r.decided, &r.executed, &r.cancelled, &r.refunded, &r.next}
 }
 
 func (r *holdRow) hold() (h holdfast.Hold, found bool) {
@@ -58,6 +59,14 @@ func (r *holdRow) hold() (h holdfast.Hold, found bool) {
 		ClaimedAt: utcOf(r.claimed), DecidedAt: utcOf(r.decided), ExecutedAt: utcOf(r.executed),
 		CancelledAt: utcOf(r.cancelled), RefundedAt: utcOf(r.refunded),
 	}, true
+}
+
+// lease names the drive that has the hold: branch.ClaimResult.Lease.
+func (r *holdRow) lease() int64 {
+	if r.next == nil {
+		return 0
+	}
+	return r.next.UnixMicro()
 }
 
 func value[T any](p *T) (v T) {
@@ -107,6 +116,13 @@ const undefinedTable = "42P01"
 func isUndefinedTable(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.Code == undefinedTable
+}
+
+// isDayWithoutHolds reports whether the partition that a statement names is not
+// there. A table that a function called by it misses is another matter.
+func isDayWithoutHolds(err error) bool {
+	var pg *pgconn.PgError
+	return isUndefinedTable(err) && errors.As(err, &pg) && pg.Where == ""
 }
 
 const leavesSQL = `

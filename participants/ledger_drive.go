@@ -3,6 +3,7 @@ package participants
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/holdfast-escrow/holdfast"
 	"github.com/holdfast-escrow/holdfast/internal/branch"
@@ -36,10 +37,11 @@ func (l *ledger) claimBatch(items []branch.ClaimItem) []branch.ClaimResult {
 			}
 		}
 		_, days, ids := sorted(fresh, claimID)
-		claimed, broken := l.fast(ctx, conn, claimFreshSQL, days, ids, func(int, int) []any { return []any{lease} })
-		return theRest(l, items, claimID, claimed, broken, func(h holdfast.Hold) branch.ClaimResult {
-			return branch.ClaimResult{Code: branch.CodeClaimed, Hold: h, SinceUnsureMS: -1}
-		}, branch.ClaimResult{Code: branch.CodeOutcomeUnknown}, func(rest []branch.ClaimItem) ([]branch.ClaimResult, error) {
+		claimed, broken := fast(ctx, l, conn, claimFreshSQL, days, ids, func(int, int) []any { return []any{lease} },
+			func(h holdfast.Hold, lease int64) branch.ClaimResult {
+				return branch.ClaimResult{Code: branch.CodeClaimed, Hold: h, SinceUnsureMS: -1, Lease: lease}
+			})
+		return theRest(l, items, claimID, claimed, broken, branch.ClaimResult{Code: branch.CodeOutcomeUnknown}, func(rest []branch.ClaimItem) ([]branch.ClaimResult, error) {
 			return l.claim(ctx, conn, rest, lease)
 		})
 	}, func(c branch.Code, _ error) branch.ClaimResult { return branch.ClaimResult{Code: c} })
@@ -52,34 +54,35 @@ func (l *ledger) claimBatch(items []branch.ClaimItem) []branch.ClaimResult {
 func claimID(i *branch.ClaimItem) holdfast.HoldID { return i.ID }
 
 // fast runs a compare-and-set over ids in ascending order, one prepared
-// statement per day, and returns the holds that it changed. $1 is the epoch, $2
+// statement per day, and returns the answers for the holds that it changed. $1 is the epoch, $2
 // the ids, then what args returns for those ids. What it did not change is left
 // to the step's function, which says why; they are transactions of their own,
 // because each item stands for itself.
-func (l *ledger) fast(ctx context.Context, conn *pgx.Conn, sql string, days []string, ids [][16]byte, args func(from, to int) []any) (map[holdfast.HoldID]holdfast.Hold, error) {
-	done := make(map[holdfast.HoldID]holdfast.Hold, len(ids))
+func fast[O any](ctx context.Context, l *ledger, conn *pgx.Conn, sql string, days []string, ids [][16]byte,
+	args func(from, to int) []any, ok func(h holdfast.Hold, lease int64) O) (map[holdfast.HoldID]O, error) {
+	done := make(map[holdfast.HoldID]O, len(ids))
 	for from := 0; from < len(ids); {
 		to := from + 1
 		for to < len(ids) && days[to] == days[from] {
 			to++
 		}
 		rows, err := query(ctx, conn, fmt.Sprintf(sql, days[from], holdColumns), append([]any{l.epoch, ids[from:to]}, args(from, to)...)...)
-		var told []holdfast.Hold
+		told := make(map[holdfast.HoldID]O, to-from)
 		if err == nil {
 			var h holdRow
 			err = eachRow(rows, h.dest(), func() error {
 				hold, _ := h.hold()
-				told = append(told, hold)
+				told[hold.ID] = ok(hold, h.lease())
 				return nil
 			})
 		}
-		if err != nil && !isUndefinedTable(err) { // a day without holds
+		switch {
+		case err == nil:
+			// The rows come before the commit: only its end without an error makes
+			// them true.
+			maps.Copy(done, told)
+		case !isDayWithoutHolds(err):
 			return done, err
-		}
-		// The rows come before the commit: only its end without an error makes
-		// them true.
-		for _, hold := range told {
-			done[hold.ID] = hold
 		}
 		from = to
 	}
@@ -90,8 +93,8 @@ func (l *ledger) fast(ctx context.Context, conn *pgx.Conn, sql string, days []st
 // others what the step's function says. When fast, or the function, broke off
 // after something was done, the whole batch is not repeated: what is done is
 // done, and of the rest nothing is known.
-func theRest[I, O any](l *ledger, items []I, id func(*I) holdfast.HoldID, done map[holdfast.HoldID]holdfast.Hold, broken error,
-	ok func(holdfast.Hold) O, unknown O, slow func([]I) ([]O, error)) ([]O, error) {
+func theRest[I, O any](l *ledger, items []I, id func(*I) holdfast.HoldID, done map[holdfast.HoldID]O, broken error,
+	unknown O, slow func([]I) ([]O, error)) ([]O, error) {
 	if broken != nil && len(done) == 0 {
 		return nil, broken
 	}
@@ -99,8 +102,8 @@ func theRest[I, O any](l *ledger, items []I, id func(*I) holdfast.HoldID, done m
 	var rest []I
 	var at []int
 	for i := range items {
-		if h, changed := done[id(&items[i])]; changed {
-			out[i] = ok(h)
+		if o, changed := done[id(&items[i])]; changed {
+			out[i] = o
 			continue
 		}
 		rest, at = append(rest, items[i]), append(at, i)
@@ -145,7 +148,11 @@ func (l *ledger) claim(ctx context.Context, conn *pgx.Conn, items []branch.Claim
 	err = eachRow(rows, append([]any{&id, &code, &r.InMS, &r.Attempts, &r.ActiveMS, &r.SinceUnsureMS, &r.SinceClaimMS},
 		h.dest()...), func() error {
 		r.Hold, _ = h.hold()
-		r.Code = branch.Code(code)
+		r.Code, r.Lease = branch.Code(code), 0
+		switch r.Code {
+		case branch.CodeClaimed, branch.CodeRedrive, branch.CodeToCredit:
+			r.Lease = h.lease()
+		}
 		out[at.of(id)] = r
 		return nil
 	})
@@ -199,10 +206,10 @@ func (l *ledger) settleBatch(items []branch.SettleItem) []branch.HoldResult {
 	return countHolds(l, branch.OpSettle, runBatch(l, branch.OpSettle, items, func(ctx context.Context, conn *pgx.Conn, items []branch.SettleItem) ([]branch.HoldResult, error) {
 		order, days, ids := sorted(items, settleID)
 		c := l.settleColumns(items, order)
-		settled, broken := l.fast(ctx, conn, settleFreshSQL, days, ids, func(from, to int) []any {
+		settled, broken := fast(ctx, l, conn, settleFreshSQL, days, ids, func(from, to int) []any {
 			return []any{c.payment[from:to], c.near[from:to], c.bucket[from:to], c.nearBucket[from:to]}
-		})
-		return theRest(l, items, settleID, settled, broken, holdOK, branch.HoldResult{Code: branch.CodeOutcomeUnknown},
+		}, holdOK)
+		return theRest(l, items, settleID, settled, broken, branch.HoldResult{Code: branch.CodeOutcomeUnknown},
 			func(rest []branch.SettleItem) ([]branch.HoldResult, error) {
 				order, days, ids := sorted(rest, settleID)
 				c := l.settleColumns(rest, order)
@@ -211,11 +218,11 @@ func (l *ledger) settleBatch(items []branch.SettleItem) []branch.HoldResult {
 	}, holdFailed))
 }
 
-func holdOK(h holdfast.Hold) branch.HoldResult {
+func holdOK(h holdfast.Hold, _ int64) branch.HoldResult {
 	return branch.HoldResult{Code: branch.CodeOK, Hold: h}
 }
 
-var refuseSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_refuse($1, $2, $3, $4, $5, $6) f`
+var refuseSQL = `SELECT f.id, f.code, ` + foldColumns + ` FROM holdfast_refuse($1, $2, $3, $4, $5, $6, $7) f`
 
 // refuseBatch commits verdicts refused.
 func (l *ledger) refuseBatch(items []branch.RefuseItem) []branch.HoldResult {
@@ -224,7 +231,8 @@ func (l *ledger) refuseBatch(items []branch.RefuseItem) []branch.HoldResult {
 		return holdRows(ctx, conn, order, ids, refuseSQL, l.epoch, days, ids,
 			byOrder(items, order, func(i *branch.RefuseItem) string { return i.Reason }),
 			byOrder(items, order, func(i *branch.RefuseItem) string { return i.Detail }),
-			byOrder(items, order, func(i *branch.RefuseItem) bool { return i.Watch }))
+			byOrder(items, order, func(i *branch.RefuseItem) bool { return i.Watch }),
+			byOrder(items, order, func(i *branch.RefuseItem) int64 { return i.Lease }))
 	}, holdFailed))
 }
 
@@ -244,8 +252,8 @@ func itemID(i *branch.IDItem) holdfast.HoldID { return i.ID }
 func (l *ledger) executedBatch(items []branch.IDItem) []branch.HoldResult {
 	return countHolds(l, branch.OpExecuted, runBatch(l, branch.OpExecuted, items, func(ctx context.Context, conn *pgx.Conn, items []branch.IDItem) ([]branch.HoldResult, error) {
 		_, days, ids := sorted(items, itemID)
-		ended, broken := l.fast(ctx, conn, executedFreshSQL, days, ids, func(int, int) []any { return nil })
-		return theRest(l, items, itemID, ended, broken, holdOK, branch.HoldResult{Code: branch.CodeOutcomeUnknown},
+		ended, broken := fast(ctx, l, conn, executedFreshSQL, days, ids, func(int, int) []any { return nil }, holdOK)
+		return theRest(l, items, itemID, ended, broken, branch.HoldResult{Code: branch.CodeOutcomeUnknown},
 			func(rest []branch.IDItem) ([]branch.HoldResult, error) {
 				order, days, ids := sorted(rest, itemID)
 				return holdRows(ctx, conn, order, ids, executedSQL, l.epoch, days, ids)
@@ -304,7 +312,7 @@ func (l *ledger) creditBatch(items []branch.CreditItem) []branch.CodeResult {
 	}, codeFailed))
 }
 
-const deferSQL = `SELECT id, code FROM holdfast_defer($1, $2, $3, $4, $5, $6, $7, $8)`
+const deferSQL = `SELECT id, code FROM holdfast_defer($1, $2, $3, $4, $5, $6, $7, $8, $9)`
 
 // deferBatch ends drives that have no verdict.
 func (l *ledger) deferBatch(items []branch.DeferItem) []branch.CodeResult {
@@ -315,7 +323,8 @@ func (l *ledger) deferBatch(items []branch.DeferItem) []branch.CodeResult {
 			byOrder(items, order, func(i *branch.DeferItem) int64 { return i.ActiveMS }),
 			byOrder(items, order, func(i *branch.DeferItem) string { return i.Error }),
 			byOrder(items, order, func(i *branch.DeferItem) string { return i.Dead }),
-			byOrder(items, order, func(i *branch.DeferItem) bool { return i.Unsure }))
+			byOrder(items, order, func(i *branch.DeferItem) bool { return i.Unsure }),
+			byOrder(items, order, func(i *branch.DeferItem) int64 { return i.Lease }))
 	}, codeFailed))
 }
 

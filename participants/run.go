@@ -41,6 +41,10 @@ func fateOf(err error) fate {
 	}
 	var early *incomplete
 	switch {
+	case pg.SeverityUnlocalized == "PANIC":
+		// The server's memory is not trusted any more, the disk is: what was
+		// written before, also by others, comes back with the recovery.
+		return fateUnknown
 	case pg.Code == "57P01" && errors.As(err, &early):
 		// The server ended the connection before the statement was complete;
 		// the commit comes after that.

@@ -30,7 +30,13 @@ func TestRowsAreNoCommit(t *testing.T) {
 	}{
 		{"after its rows", "NOT DEFERRABLE", branch.CodeShardUnavailable},
 		{"in its commit", "DEFERRABLE INITIALLY DEFERRED", branch.CodeOutcomeUnknown},
+		// A table that is missing inside is not a day without holds.
+		{"for want of a table", "NOT DEFERRABLE", branch.CodeShardUnavailable},
 	} {
+		if when.name == "for want of a table" {
+			exec(`CREATE OR REPLACE FUNCTION go_away() RETURNS trigger LANGUAGE plpgsql AS $$
+				BEGIN PERFORM FROM no_such_table; RETURN NULL; END $$`)
+		}
 		h := b.mustTry(try(from, far, 10, when.name, 10*time.Millisecond))
 		home := b.mustTry(try(from, near, 10, when.name+", at home", 10*time.Millisecond))
 		b.mature(h)

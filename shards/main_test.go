@@ -42,7 +42,7 @@ func realMain(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	stack, err = embed.Start(ctx, embed.Config{Dir: dir, Shards: 2, FastTests: true})
+	stack, err = embed.Start(ctx, embed.Config{Dir: dir, Shards: 3, FastTests: true})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start servers:", err)
 		return 1

@@ -31,16 +31,37 @@ DROP TRIGGER IF EXISTS chaos_storm ON accounts;
 DROP TRIGGER IF EXISTS chaos_storm ON holds;
 %[3]s`
 
-	stormOverSQL = `DROP TRIGGER IF EXISTS chaos_storm ON accounts; DROP TRIGGER IF EXISTS chaos_storm ON holds; DROP FUNCTION IF EXISTS chaos_storm()`
-	stormsSQL    = `SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM chaos_struck`
+	stormsSQL = `SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM chaos_struck`
 )
+
+var stormOverSQL = []string{`DROP TRIGGER IF EXISTS chaos_storm ON accounts`, `DROP TRIGGER IF EXISTS chaos_storm ON holds`,
+	`DROP FUNCTION IF EXISTS chaos_storm()`}
+
+// clear runs statements one by one until each is done: what locks tables under
+// load may be the victim of a deadlock, and a fault that stays is no fault of
+// the product.
+func (r *Run) clear(ctx context.Context, shard int, statements ...string) error {
+	for _, sql := range statements {
+		err := r.exec(ctx, shard, sql)
+		for try := 1; err != nil && try < 10; try++ {
+			if r.Wait(ctx, 200*time.Millisecond) != nil {
+				break
+			}
+			err = r.exec(ctx, shard, sql)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // errorStorm lets a share of what a trigger sees fail with an error code.
 func errorStorm(trigger, code string, share float64) func(context.Context, *Run) error {
 	return func(ctx context.Context, r *Run) (err error) {
 		defer func() {
 			for i := range r.Cluster.Shards() {
-				err = errors.Join(err, r.exec(context.WithoutCancel(ctx), i, stormOverSQL))
+				err = errors.Join(err, r.clear(context.WithoutCancel(ctx), i, stormOverSQL...))
 			}
 		}()
 		for i := range r.Cluster.Shards() {

@@ -155,9 +155,10 @@ func (r *restCheck) ended() {
 				r.late(s, h)
 			}
 		}
-		for id := range s.attempts {
-			// A person's word that nothing was paid is watched for days.
-			if h := s.holds[id]; h == nil || h.ended() && !(h.status == holdfast.Failed && s.saidByPerson(id, "not_paid")) {
+		for id, a := range s.attempts {
+			// Watched for days: a person's word that nothing was paid, and a refusal
+			// after an attempt without an answer.
+			if h := s.holds[id]; h == nil || h.ended() && !(h.status == holdfast.Failed && (a.unsure || s.saidByPerson(id, "not_paid"))) {
 				r.add("I11", "attempt_left_over", id, "shard %d: a row in attempts at rest", s.number)
 			}
 		}

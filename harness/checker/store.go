@@ -33,7 +33,7 @@ SELECT posted_at, ref, user_id, amount, coalesce(seq, 0), coalesce(balance_after
 
 	cashSQL = `SELECT user_id, kind, key, ref, amount, currency, coalesce(refusal, '') FROM cash`
 
-	attemptsSQL = `SELECT hold_id, next_at, n, last_error FROM attempts`
+	attemptsSQL = `SELECT hold_id, next_at, n, last_error, unsure_at IS NOT NULL FROM attempts`
 
 	lettersSQL = `SELECT hold_id, code, unrefunded, coalesce(resolution, ''), closed_at FROM dead_letters`
 
@@ -162,7 +162,7 @@ func (s *shard) readKeys(ctx context.Context, tx pgx.Tx) error {
 func (s *shard) readDrives(ctx context.Context, tx pgx.Tx) error {
 	var id [16]byte
 	var a attempt
-	if err := each(ctx, tx, "attempts", attemptsSQL, []any{&id, &a.nextAt, &a.n, &a.lastError}, func() { s.attempts[id] = a }); err != nil {
+	if err := each(ctx, tx, "attempts", attemptsSQL, []any{&id, &a.nextAt, &a.n, &a.lastError, &a.unsure}, func() { s.attempts[id] = a }); err != nil {
 		return err
 	}
 	var l letter

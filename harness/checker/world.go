@@ -132,6 +132,7 @@ type attempt struct {
 	nextAt    time.Time
 	n         int
 	lastError string
+	unsure    bool // something was sent once of which nothing was known
 }
 
 type letter struct {

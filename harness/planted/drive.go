@@ -49,9 +49,9 @@ var driveBugs = []Bug{
 		Name:    "rows_taken_for_a_commit",
 		About:   "What a statement returns is believed as it arrives, before the server says that it has committed.",
 		Catches: "gone-in-commit: I7 (paid, and the claim was rolled back)",
-		Edits: []Edit{{"participants/ledger_drive.go", `				told = append(told, hold)
-`, `				told = append(told, hold)
-				done[hold.ID] = hold
+		Edits: []Edit{{"participants/ledger_drive.go", `				told[hold.ID] = ok(hold, h.lease())
+`, `				told[hold.ID] = ok(hold, h.lease())
+				done[hold.ID] = told[hold.ID]
 `}},
 	},
 }

@@ -50,7 +50,7 @@ const (
 	CodeRedrive  Code = "redrive" // EXECUTING without verdict, taken over: look up before sending
 	CodeToCredit Code = "credit"  // verdict paid, not yet EXECUTED: credit again
 	CodeToRefund Code = "refund"  // FAILED and not yet refunded
-	CodeToWatch  Code = "watch"   // FAILED by a person's word: look up only
+	CodeToWatch  Code = "watch"   // FAILED while something may be under way: look up only
 	CodeNotDue   Code = "not_due" // PENDING and early by InMS
 	CodeBusy     Code = "busy"    // another driver owns it for InMS
 	CodeEnded    Code = "ended"   // EXECUTED, CANCELLED, or FAILED and refunded
@@ -149,6 +149,9 @@ type ClaimResult struct {
 	// SinceClaimMS is the age of the first claim by the shard's clock: the
 	// payment key cannot be older.
 	SinceClaimMS int64 `json:"since_claim_ms,omitempty"`
+	// Lease names this drive, for Refuse and Defer: its end by the shard's clock,
+	// in µs since 1970.
+	Lease int64 `json:"lease_us,omitempty"`
 }
 
 // SettleItem commits the verdict paid. Answers: ok (Hold.Status says whether
@@ -167,9 +170,12 @@ type RefuseItem struct {
 	ID     holdfast.HoldID `json:"id"`
 	Reason string          `json:"reason"` // the refusal code
 	Detail string          `json:"detail,omitempty"`
-	// Watch keeps looking the payment up afterwards: a person decided without
-	// the payment API's word, and a late success must be seen.
+	// Watch keeps looking the payment up afterwards: something was sent of which
+	// nothing is known, and a late success must be seen.
 	Watch bool `json:"watch,omitempty"`
+	// Lease is the claim's. When another driver has the hold, the answer is busy
+	// and nothing is done. 0: a person decides.
+	Lease int64 `json:"lease_us,omitempty"`
 }
 
 // CreditItem pays the recipient: branch 02, op confirm, on the recipient's shard.
@@ -191,6 +197,9 @@ type DeferItem struct {
 	Dead string `json:"dead,omitempty"`
 	// Unsure: something was sent and nothing is known of it.
 	Unsure bool `json:"unsure,omitempty"`
+	// Lease is as in RefuseItem; the dead letter impossible_state is written all
+	// the same.
+	Lease int64 `json:"lease_us,omitempty"`
 }
 
 // IDItem names a hold: the item of Get, Executed and Refund.

@@ -102,6 +102,13 @@ BEGIN
     END IF;
 END $$;
 
+-- Makes the commit of a transaction that answers for an earlier one wait as that
+-- one had to. With a synchronous standby, what can be read here may not have
+-- reached it yet, and a commit that has written nothing does not wait: its answer
+-- would vouch for what a failover can still lose.
+CREATE FUNCTION holdfast_vouch() RETURNS void
+LANGUAGE sql AS $$ SELECT pg_logical_emit_message(true, 'holdfast', '') $$;
+
 -- Try. Items in arrival order. p_skip: only look the key up. p_id: given ids,
 -- null where the id is made here, on this clock: p_delay_ms from now, or
 -- p_unlock_ms; p_tail is its random last 16 hex digits.
@@ -140,20 +147,27 @@ BEGIN
     v_available := array_fill(NULL::bigint, ARRAY[n]);
     v_hold := v_id;
 
-    -- 2. Keys first: who comes second waits here for the first to commit.
+    -- 2. Keys first: who comes second waits here for the first to commit. Items
+    -- that are refused already take part, or they would not see a first one that
+    -- has not committed yet, and say no to what is about to be done.
     WITH new AS (
         INSERT INTO idempotency (sender, key, request_hash, hold_id, expires_at)
         SELECT s, k, h, i, v_now + interval '72 hours' + make_interval(secs => greatest(0, ms - v_now_ms) / 1000.0)
-        FROM unnest(p_sender, p_key, p_hash, v_id, v_ms, v_code) t(s, k, h, i, ms, c)
-        WHERE c IS NULL ORDER BY s, k
+        FROM unnest(p_sender, p_key, p_hash, v_id, v_ms) t(s, k, h, i, ms)
+        ORDER BY s, k
         ON CONFLICT DO NOTHING RETURNING idempotency.hold_id)
     SELECT coalesce(array_agg(new.hold_id), '{}') INTO v_new FROM new;
+    IF array_remove(v_code, NULL) <> '{}' THEN
+        DELETE FROM idempotency i USING unnest(p_sender, p_key, v_id, v_code) t(s, k, id, c)
+        WHERE i.sender = t.s AND i.key = t.k AND t.c IS NOT NULL AND t.id = ANY (v_new);
+    END IF;
     IF cardinality(v_new) < n THEN
+        PERFORM holdfast_vouch();
         FOR r IN
             SELECT t.ord, t.c, i.request_hash = t.h AS same, i.hold_id, i.refusal AS refused
             FROM (SELECT ord, s, k, h, c, id FROM unnest(p_sender, p_key, p_hash, v_code, v_id)
                   WITH ORDINALITY AS t(s, k, h, c, id, ord)
-                  WHERE c IS NOT NULL OR id NOT IN (SELECT unnest(v_new))) t
+                  WHERE id <> ALL (v_new)) t
             LEFT JOIN LATERAL (SELECT i.request_hash, i.hold_id, i.refusal FROM idempotency i
                   WHERE i.sender = t.s AND i.key = t.k) i ON true
         LOOP

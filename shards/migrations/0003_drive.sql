@@ -62,6 +62,11 @@ BEGIN
     DELETE FROM attempts a USING unnest(p_ids, p_watch) t(i, w) WHERE a.hold_id = t.i AND NOT t.w;
 END $$;
 
+-- True where p_lease names the drive that has the hold, which ends at p_next; 0 is
+-- a person, who needs none. Whoever was slower than its lease is not asked.
+CREATE FUNCTION holdfast_drives(p_next timestamptz, p_lease bigint) RETURNS boolean
+LANGUAGE sql STABLE AS $$ SELECT p_lease = 0 OR coalesce((extract(epoch FROM p_next) * 1000000)::bigint, 0) = p_lease $$;
+
 -- Claim: PENDING → EXECUTING where unlock_at has come, by this clock, read
 -- under the row lock: from this commit on no Cancel can win. A hold that is
 -- EXECUTING already is taken over when its attempt is over. p_refusal: found
@@ -94,7 +99,7 @@ BEGIN
                 code := 'refused';
                 v_fail := v_fail || h.id; v_fail_day := v_fail_day || p_day[i]; v_fail_code := v_fail_code || p_refusal[i];
             ELSE
-                code := 'claimed';
+                code := 'claimed'; hold.next_attempt_at := v_next;
                 v_claim := v_claim || h.id; v_claim_day := v_claim_day || p_day[i];
             END IF;
         ELSIF h.status = 2 OR h.status = 4 THEN
@@ -111,6 +116,7 @@ BEGIN
                 in_ms := ceil(extract(epoch FROM h.next_attempt_at - v_now) * 1000);
             ELSE
                 code := CASE WHEN h.verdict = 1 THEN 'credit' ELSE 'redrive' END;
+                hold.next_attempt_at := v_next;
                 v_take := v_take || h.id; v_take_day := v_take_day || p_day[i]; v_take_over := v_take_over || h.next_attempt_at;
                 -- Who claimed and never came back may have sent until its time was over.
                 since_unsure_ms := CASE WHEN a.n IS NULL OR a.driving THEN floor(extract(epoch FROM v_now - h.next_attempt_at) * 1000)
@@ -200,7 +206,8 @@ BEGIN
 END $$;
 
 -- Verdict refused.
-CREATE FUNCTION holdfast_refuse(p_epoch bigint, p_day text[], p_ids uuid[], p_reason text[], p_detail text[], p_watch boolean[])
+CREATE FUNCTION holdfast_refuse(p_epoch bigint, p_day text[], p_ids uuid[], p_reason text[], p_detail text[], p_watch boolean[],
+    p_lease bigint[])
 RETURNS TABLE (id uuid, code text, hold holds)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -212,7 +219,9 @@ BEGIN
     FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
         WHILE p_ids[i] <> h.id LOOP i := i + 1; END LOOP;
         id := h.id;
-        IF h.status = 2 AND h.verdict IS NULL THEN
+        IF h.status = 2 AND h.verdict IS NULL AND NOT holdfast_drives(h.next_attempt_at, p_lease[i]) THEN
+            code := 'busy'; -- another driver has it, and may have a payment open
+        ELSIF h.status = 2 AND h.verdict IS NULL THEN
             code := 'ok';
             v_ids := v_ids || h.id; v_day := v_day || p_day[i]; v_reason := v_reason || p_reason[i];
             v_detail := v_detail || p_detail[i]; v_watch := v_watch || p_watch[i];

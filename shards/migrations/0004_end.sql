@@ -16,6 +16,9 @@ BEGIN
         SELECT g, v_now, 2, 2, o FROM unnest(p_ids, p_bucket) t(g, o) ORDER BY g
         ON CONFLICT DO NOTHING RETURNING gid)
     SELECT coalesce(array_agg(gid ORDER BY gid), '{}') INTO v_new FROM new;
+    IF cardinality(v_new) < cardinality(p_ids) THEN
+        PERFORM holdfast_vouch();
+    END IF;
     FOR i IN 1 .. cardinality(p_ids) LOOP
         id := p_ids[i]; code := 'already';
         IF v_new[j] = p_ids[i] THEN
@@ -67,7 +70,7 @@ END $$;
 
 -- A drive that ended without a verdict, or before the credit was done.
 CREATE FUNCTION holdfast_defer(p_epoch bigint, p_day text[], p_ids uuid[], p_delay_ms bigint[], p_active_ms bigint[],
-    p_error text[], p_dead text[], p_unsure boolean[])
+    p_error text[], p_dead text[], p_unsure boolean[], p_lease bigint[])
 RETURNS TABLE (id uuid, code text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -79,12 +82,14 @@ BEGIN
     FOR h IN SELECT l.* FROM holdfast_lock_holds(p_day, p_ids) l LOOP
         WHILE p_ids[i] <> h.id LOOP i := i + 1; END LOOP;
         id := h.id; code := 'already';
-        IF h.status = 2 THEN
+        IF h.status = 2 AND NOT holdfast_drives(h.next_attempt_at, p_lease[i]) THEN
+            code := 'busy'; -- another driver has it: when it comes up again is not ours to say
+        ELSIF h.status = 2 THEN
             code := 'ok'; v_at := v_at || i;
             v_ids := v_ids || h.id; v_day := v_day || p_day[i];
             v_next := v_next || (v_now + p_delay_ms[i] * interval '1 millisecond')::text;
         END IF;
-        IF p_dead[i] = 'impossible_state' OR (p_dead[i] <> '' AND h.status = 2 AND h.verdict IS NULL) THEN
+        IF p_dead[i] = 'impossible_state' OR (p_dead[i] <> '' AND code = 'ok' AND h.verdict IS NULL) THEN
             v_dead := v_dead || h.id; v_dead_code := v_dead_code || p_dead[i]; v_why := v_why || p_error[i];
         END IF;
         RETURN NEXT;
