@@ -25,8 +25,11 @@ func breakerFaults() []Fault {
 		About: "The breaker is half-open and its trial calls hang: it opens again, a few calls at a time, and closes when they do well.", Strike: hangingProbe})
 }
 
+// breakerDelay is how far ahead the load's holds mature at most.
+const breakerDelay = 2 * time.Second
+
 // refuseNobody keeps the share of failures what the fault says.
-func refuseNobody(c *workload.Config) { c.RefusableShare, c.MaxDelay, c.Rate = -1, 2*time.Second, 120 }
+func refuseNobody(c *workload.Config) { c.RefusableShare, c.MaxDelay, c.Rate = -1, breakerDelay, 120 }
 
 // breaker is what a coordinator says of its own.
 type breaker struct {
@@ -66,7 +69,10 @@ func breakerAt(percent int) func(context.Context, *Run) error {
 			return err
 		}
 		r.endLoad()
-		s := seen.Counts.Successes
+		s, err := r.lastSuccess(ctx)
+		if err != nil {
+			return err
+		}
 		// k of s+k calls fail: k = s·p/(100−p), rounded to the side in question.
 		k := s * percent / (100 - percent)
 		if percent > 10 {
@@ -77,6 +83,21 @@ func breakerAt(percent int) func(context.Context, *Run) error {
 		}
 		return r.judgeBreaker(ctx, percent, k)
 	}
+}
+
+// lastSuccess waits until the holds of the load that has ended are paid, and says
+// how many successes are in the breaker's window then. One that came later would
+// make the share of failures less than the wanted one.
+func (r *Run) lastSuccess(ctx context.Context) (successes int, err error) {
+	since := time.Now()
+	err = r.Until(ctx, 20*time.Second, "the end of the load's payments", func() bool {
+		b, err := r.breaker(ctx, 0)
+		if err != nil || b.Counts.Successes != successes {
+			successes, since = b.Counts.Successes, time.Now()
+		}
+		return time.Since(since) > breakerDelay+500*time.Millisecond
+	})
+	return successes, err
 }
 
 // judgeBreaker brings the failures about with fresh holds and looks what the
