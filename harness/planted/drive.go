@@ -16,7 +16,7 @@ var driveBugs = []Bug{
 	check := d.c.shards.Check(ctx, d.c.cfg.Map.OfUser(d.hold.Recipient),
 		[]branch.CheckItem{{User: d.hold.Recipient, Currency: d.hold.Currency}})[0].Code
 	if check == branch.CodeUnknownRecipient || check == branch.CodeRecipientNotPayable {
-		d.refuse(ctx, string(check))
+		d.refuse(ctx, string(check), false)
 		return
 	}
 `},

@@ -71,9 +71,9 @@ var ledgerBugs = []Bug{
 		Name:    "idempotency_outside",
 		About:   "Whether a key is known is asked before anything is written, and the row is written by whoever comes last: right for retries, wrong for two at once.",
 		Catches: "the same key 100 times at once through both coordinators (try_uncommitted:delay=50ms:1+ makes it certain): I9",
-		Edits: []Edit{{"shards/migrations/0002_money.sql", `        WHERE c IS NULL ORDER BY s, k
+		Edits: []Edit{{"shards/migrations/0002_money.sql", `        ORDER BY s, k
         ON CONFLICT DO NOTHING RETURNING idempotency.hold_id)
-`, `        WHERE c IS NULL AND NOT EXISTS (SELECT FROM idempotency i WHERE i.sender = s AND i.key = k) ORDER BY s, k
+`, `        WHERE NOT EXISTS (SELECT FROM idempotency i WHERE i.sender = s AND i.key = k) ORDER BY s, k
         ON CONFLICT (sender, key) DO UPDATE SET hold_id = excluded.hold_id, refusal = NULL RETURNING idempotency.hold_id)
 `}},
 	},
@@ -82,9 +82,9 @@ var ledgerBugs = []Bug{
 		About:   "A credit that is repeated pays again: its barrier row is written, but nobody looks whether it was new.",
 		Catches: "exit or error at recipient_credited: I2 (a hold credited twice), I7",
 		Edits: []Edit{{"shards/migrations/0004_end.sql", `    SELECT coalesce(array_agg(gid ORDER BY gid), '{}') INTO v_new FROM new;
-    FOR i IN 1 .. cardinality(p_ids) LOOP
+    IF cardinality(v_new) < cardinality(p_ids) THEN
 `, `    SELECT array_agg(g ORDER BY g) INTO v_new FROM unnest(p_ids) g;
-    FOR i IN 1 .. cardinality(p_ids) LOOP
+    IF cardinality(v_new) < cardinality(p_ids) THEN
 `}},
 	},
 	{
@@ -93,7 +93,7 @@ var ledgerBugs = []Bug{
 		Catches: "shard-behind-early-triggers: I8 early (claimed before its maturity); a participant's clock 1.8 s ahead and early triggers",
 		Edits: []Edit{
 			{"participants/ledger_drive.go", `status = 1 AND unlock_at <= clock_timestamp()`, `status = 1 AND unlock_at <= to_timestamp($4::bigint / 1000.0)`},
-			{"participants/ledger_drive.go", `return []any{lease} })`, `return []any{lease, l.now()} })`},
+			{"participants/ledger_drive.go", `return []any{lease} }`, `return []any{lease, l.now()} }`},
 			{"participants/ledger.go", `	impossible func(string)
 }
 `, `	impossible func(string)

@@ -8,12 +8,12 @@ var paymentBugs = []Bug{
 		Name:    "refund_on_timeout",
 		About:   "A payment without an answer is taken for a refusal: a timeout reads like a failure in most client libraries.",
 		Catches: "payment done but answered 500, or hanging: I7 (an effect of a refunded hold)",
-		Edits: []Edit{{"coordinator/execute.go", `		d.refuse(ctx, answer.Code)
+		Edits: []Edit{{"coordinator/execute.go", `		d.refuse(ctx, answer.Code, false)
 	default:
 		d.later(ctx, describe(answer), !answer.SureNotSent)
-`, `		d.refuse(ctx, answer.Code)
+`, `		d.refuse(ctx, answer.Code, false)
 	default:
-		d.refuse(ctx, "payment_timeout")
+		d.refuse(ctx, "payment_timeout", false)
 `}},
 	},
 	{
