@@ -70,6 +70,9 @@ const insertSQL = `
 INSERT INTO holds (id, sender, recipient, amount, unlock_at, created_at, status, currency, cancelled_at)
 VALUES ($1, gen_random_uuid(), gen_random_uuid(), 1, $2, now(), $3::smallint, 'RBX', CASE $3::smallint WHEN 5 THEN now() END)`
 
+// dueAttemptSQL writes a row of attempts that is due in $2.
+const dueAttemptSQL = `INSERT INTO attempts (hold_id, next_at, n, active_ms, last_error) VALUES ($1, now() + $2::interval, 1, 0, '')`
+
 // newID is an id that matures in some time from now.
 func newID(in time.Duration) holdfast.HoldID {
 	return holdfast.NewHoldID(time.Now().Add(in).UnixMilli(), rand.IntN(holdfast.Buckets), rand.Uint64())

@@ -14,6 +14,7 @@ type metrics struct {
 	overdue  *prometheus.GaugeVec // shard
 
 	clocks *prometheus.GaugeVec   // shard
+	stuck  *prometheus.GaugeVec   // shard
 	driven *prometheus.CounterVec // shard, source
 	fillMetrics
 }
@@ -56,6 +57,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			"How late the oldest matured PENDING hold is, read from PostgreSQL; 0 when none is late."),
 		clocks: gauge("holdfast_scheduler_clock_disagreement_seconds",
 			"The largest difference between the clocks of shard, Redis and process; above 2 the shard is not driven."),
+		stuck: gauge("holdfast_scheduler_dispatch_stuck_seconds",
+			"For how long another process has had the dispatcher's lock without getting on; overdue holds are not driven then."),
 		driven: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "holdfast_scheduler_driven_total",
 			Help: "Ids handed to the coordinator, by where they came from: redis or postgresql."}, []string{"shard", "source"}),
 	}
@@ -64,5 +67,5 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return nil, err
 	}
 	m.fillMetrics = *fill
-	return m, register(r, m.triggers, m.drift, m.overdue, m.clocks, m.driven)
+	return m, register(r, m.triggers, m.drift, m.overdue, m.clocks, m.stuck, m.driven)
 }

@@ -69,8 +69,12 @@ func (s *Scheduler) pass(ctx context.Context, st *shardState) (drove int, err er
 		return 0, err
 	}
 	release, err := st.store.tryLock(ctx)
-	if err != nil || release == nil {
+	if err != nil {
 		return 0, err
+	}
+	s.watchLock(st, m, release != nil)
+	if release == nil {
+		return 0, nil
 	}
 	defer release()
 	if err := s.advance(ctx, st, m); err != nil {

@@ -209,7 +209,7 @@ func TestWatermark(t *testing.T) {
 		w := newWorld(t, 1)
 		now := idAt(time.Now().UnixMilli())
 		w.exec(0, `UPDATE watermark SET id = $1`, [16]byte(now))
-		st := newStore(w.shards.Reads(0))
+		st := newStore(w.shards.Reads(0), time.Minute)
 		if err := st.moveWatermark(t.Context(), holdfast.HoldID{}, idAt(1000)); err != nil {
 			t.Fatal(err)
 		}

@@ -55,7 +55,8 @@ type shardState struct {
 	clocks      atomic.Int32  // clocksUnread, clocksAgree or clocksDisagree
 	shardRead   atomic.Bool   // the shard's clock was read once
 
-	candidate moment // the dispatcher's own; see advance
+	candidate moment    // the dispatcher's own; see advance
+	lock      lockWatch // the dispatcher's own
 
 	mu     sync.Mutex // guards what follows
 	memory memory
@@ -112,7 +113,7 @@ func New(cfg Config) (*Scheduler, error) {
 	s.filler.added = func(shard int, firstMS int64) { s.shards[shard].dueAt(firstMS) }
 	for i := range n {
 		s.shards = append(s.shards, &shardState{
-			n: i, label: strconv.Itoa(i), store: newStore(cfg.Shards.Reads(i)),
+			n: i, label: strconv.Itoa(i), store: newStore(cfg.Shards.Reads(i), lockIdle(cfg.Lease)),
 
 			wake: make(chan struct{}, 1), looked: make(chan struct{}, 1),
 			status: ShardStatus{Shard: i},

@@ -14,11 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Bounds of one read.
-const (
-	queryTimeout = 10 * time.Second
-	dispatchLock = 0x686f6c64 // advisory lock of the dispatcher, one per shard's database
-)
+// queryTimeout bounds one read.
+const queryTimeout = 10 * time.Second
 
 // store is one shard's database as the scheduler uses it: it reads holds and
 // attempts, and writes nothing but the watermark. Day partitions are read by
@@ -26,6 +23,9 @@ const (
 type store struct {
 	pool *pgxpool.Pool
 	q    querier // the pool, or one transaction on it
+	// lockIdle is for how long a session that has the dispatcher's lock may be
+	// silent before the server ends it.
+	lockIdle time.Duration
 }
 
 // querier is what a pool and a transaction can both do.
@@ -35,7 +35,9 @@ type querier interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-func newStore(pool *pgxpool.Pool) *store { return &store{pool: pool, q: pool} }
+func newStore(pool *pgxpool.Pool, lockIdle time.Duration) *store {
+	return &store{pool: pool, q: pool, lockIdle: lockIdle}
+}
 
 // idAt is the lower bound of the ids that mature at or after a Unix ms.
 func idAt(ms int64) (id holdfast.HoldID) {
@@ -252,42 +254,6 @@ func (s *store) moveWatermark(ctx context.Context, from, end holdfast.HoldID) er
 		return fmt.Errorf("move the watermark: %w", err)
 	}
 	return nil
-}
-
-const (
-	tryLockSQL = `SELECT pg_try_advisory_lock($1)`
-	unlockSQL  = `SELECT pg_advisory_unlock($1)`
-)
-
-// tryLock takes the dispatcher's lock on a connection of its own; release is
-// nil when another process has it.
-func (s *store) tryLock(ctx context.Context) (release func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
-	conn, err := s.pool.Acquire(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("take the dispatcher's lock: %w", err)
-	}
-	var got bool
-	if err := conn.QueryRow(ctx, tryLockSQL, dispatchLock).Scan(&got); err != nil {
-		// The answer may have been lost after the lock was taken; closing the
-		// connection gives it up.
-		err = errors.Join(err, conn.Conn().Close(ctx))
-		conn.Release()
-		return nil, fmt.Errorf("take the dispatcher's lock: %w", err)
-	}
-	if !got {
-		conn.Release()
-		return nil, nil
-	}
-	return func() {
-		ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
-		defer cancel()
-		if _, err := conn.Exec(ctx, unlockSQL, dispatchLock); err != nil {
-			_ = conn.Conn().Close(ctx) // a lock must not go back into the pool
-		}
-		conn.Release()
-	}, nil
 }
 
 const oldestWaitingSQL = `SELECT hold_id FROM attempts ORDER BY hold_id LIMIT 50`

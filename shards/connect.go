@@ -20,6 +20,11 @@ const (
 	keepAliveIdle     = 10 * time.Second
 	keepAliveInterval = 5 * time.Second
 	keepAliveCount    = 3
+	// ownerSilence ends a session of the owner whose process is frozen, and with
+	// it the locks of maintenance; ownerIdle is when a process that is well
+	// closes one that it does not need.
+	ownerSilence = 10 * time.Minute
+	ownerIdle    = time.Minute
 )
 
 // The three pools of a shard.
@@ -32,13 +37,20 @@ const (
 var errBadDSN = errors.New("not a PostgreSQL connection string (not shown, it may carry a password)")
 
 // baseParams hold for every connection. They are sent with the start message,
-// so that they also win over settings of the role, the database and the DSN.
+// so that they also win over settings of the role, the database and the DSN. The
+// server looks for a peer that vanished just as we do: else the sessions of a
+// host that is gone, and their locks, would live for hours. On a unix socket
+// it ignores these settings.
 var baseParams = map[string]string{
 	"TimeZone":                            "UTC",
 	"DateStyle":                           "ISO",
 	"jit":                                 "off",
 	"default_transaction_isolation":       "read committed",
 	"idle_in_transaction_session_timeout": "30s",
+	"tcp_keepalives_idle":                 "10s",
+	"tcp_keepalives_interval":             "5s",
+	"tcp_keepalives_count":                "3",
+	"tcp_user_timeout":                    "25s",
 }
 
 // moneyParams: the batches are functions over arrays whose sizes the planner

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -121,6 +122,10 @@ func (s *Set) pool(ctx context.Context, shard int, dsn, use string, conns int) (
 	}
 	cfg.MaxConns, cfg.MinConns, cfg.MinIdleConns = int32(conns), 0, 0
 	cfg.PingTimeout = connectTimeout
+	if use == useOwner {
+		cfg.MaxConnIdleTime = ownerIdle
+		cfg.ConnConfig.RuntimeParams["idle_session_timeout"] = strconv.FormatInt(ownerSilence.Milliseconds(), 10)
+	}
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error { return s.admit(ctx, conn, shard, use) }
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {

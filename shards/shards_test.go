@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/holdfast-escrow/holdfast"
@@ -127,6 +128,23 @@ func TestOpen(t *testing.T) {
 			set.Close()
 		}
 	})
+}
+
+// The server, too, notices a peer that is gone or frozen.
+func TestSessionsOfTheDeadEnd(t *testing.T) {
+	t.Parallel()
+	set := open(t, migrated(t, 1)...)
+	for name, want := range map[string]string{"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5",
+		"tcp_keepalives_count": "3", "tcp_user_timeout": "25000"} {
+		for use, pool := range map[string]*pgxpool.Pool{"money": set.Money(0), "reads": set.Reads(0), "owner": set.Owner(0)} {
+			if got := read[string](t, pool, `SELECT setting FROM pg_settings WHERE name = $1`, name); got != want {
+				t.Errorf("%s pool: %s is %q, want %q", use, name, got, want)
+			}
+		}
+	}
+	if got := read[string](t, set.Owner(0), `SELECT current_setting('idle_session_timeout')`); got != "10min" {
+		t.Errorf("owner pool: idle_session_timeout is %s", got)
+	}
 }
 
 func TestRunMaintenance(t *testing.T) {
