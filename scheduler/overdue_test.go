@@ -106,6 +106,24 @@ func TestOverdueAgain(t *testing.T) {
 			t.Errorf("a hold that another driver owns was driven %d times", n)
 		}
 	})
+	t.Run("what_a_clock_that_was_ahead_put_off_is_driven", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, 1)
+		w.redis = ""
+		abandoned, paused, watched := w.hold(0, -time.Minute), w.hold(0, -time.Minute), w.hold(0, -time.Minute)
+		for id, in := range map[holdfast.HoldID]string{abandoned: "2 hours", paused: "2 hours", watched: "1 hour"} {
+			w.exec(0, executingSQL, [16]byte(id), in)
+		}
+		w.exec(0, dueAttemptSQL, [16]byte(paused), "2 hours")
+		w.exec(0, dueAttemptSQL, [16]byte(watched), "1 hour") // the longest there is
+		due := w.hold(0, -time.Minute)
+		w.exec(0, dueAttemptSQL, [16]byte(due), "-1 second")
+		s := w.start(nil)
+		w.waitClaimed(s, []holdfast.HoldID{abandoned, paused, due})
+		if n := w.driver.timesSeen(watched); n != 0 {
+			t.Errorf("a hold was driven %d times before its time", n)
+		}
+	})
 }
 
 func compareIDs(a, b holdfast.HoldID) int {

@@ -143,8 +143,13 @@ const (
 	isPending   = `h.status = 1`
 	noAttempts  = ` AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.hold_id = h.id)`
 	isOpen      = `h.status IN (1, 2)` + noAttempts
-	isDue       = `(h.status = 1 OR h.status = 2 AND h.next_attempt_at < clock_timestamp())` + noAttempts
-	isAbandoned = `h.status = 2 AND h.next_attempt_at < clock_timestamp()` + noAttempts
+	isDue       = `(h.status = 1 OR h.status = 2 AND ` + isOver + `)` + noAttempts
+	isAbandoned = `h.status = 2 AND ` + isOver + noAttempts
+	// No attempt and no pause is longer than the hour of a quarantine. What is
+	// set for later was written while the shard's clock was ahead; the claim
+	// gives it one lease from now.
+	tooFar = `interval '62 minutes'`
+	isOver = `(h.next_attempt_at < clock_timestamp() OR h.next_attempt_at > clock_timestamp() + ` + tooFar + `)`
 )
 
 // first finds the first id from one to before another that where holds for;
@@ -204,9 +209,14 @@ type straggler struct {
 	ID     [16]byte
 }
 
+// Two ranges of one index: what is due, and what is set for a time that no
+// attempt is ever set for. now(), unlike clock_timestamp(), can bound a scan.
 const stragglersSQL = `
-SELECT next_at, hold_id FROM attempts
-WHERE next_at <= clock_timestamp() AND (next_at, hold_id) > ($1, $2)
+(SELECT next_at, hold_id FROM attempts
+ WHERE next_at <= now() AND (next_at, hold_id) > ($1::timestamptz, $2::uuid) ORDER BY next_at, hold_id LIMIT $3)
+UNION ALL
+(SELECT next_at, hold_id FROM attempts
+ WHERE next_at > now() + ` + tooFar + ` AND (next_at, hold_id) > ($1, $2) ORDER BY next_at, hold_id LIMIT $3)
 ORDER BY next_at, hold_id LIMIT $3`
 
 func (s *store) stragglers(ctx context.Context, after straggler, limit int) ([]straggler, error) {

@@ -132,7 +132,7 @@ var table = []Setting{
 		parse: duration(func(c *Config) *time.Duration { return &c.PaymentGiveUp }, time.Second, 365*24*time.Hour)},
 	{Name: "HOLDFAST_PAYMENT_RETRY_MOST", Default: "5m",
 		Help:  "longest wait between two attempts of one payment; it doubles up to this from 1s",
-		parse: duration(func(c *Config) *time.Duration { return &c.PaymentRetryMost }, 100*time.Millisecond, 24*time.Hour)},
+		parse: duration(func(c *Config) *time.Duration { return &c.PaymentRetryMost }, 100*time.Millisecond, time.Hour)},
 	{Name: "HOLDFAST_REFUSAL_QUIET", Default: "1m",
 		Help:  "how long after an unanswered attempt a later refusal is final without the look-up saying so",
 		parse: duration(func(c *Config) *time.Duration { return &c.RefusalQuiet }, time.Second, 24*time.Hour)},

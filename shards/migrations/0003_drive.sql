@@ -80,6 +80,7 @@ DECLARE
     h holds; i int := 1; a record;
     v_claim uuid[] := '{}'; v_claim_day text[] := '{}';
     v_take uuid[] := '{}'; v_take_day text[] := '{}'; v_take_over timestamptz[] := '{}';
+    v_late uuid[] := '{}'; v_late_day text[] := '{}';
     v_fail uuid[] := '{}'; v_fail_day text[] := '{}'; v_fail_code text[] := '{}';
     v_next timestamptz; v_first boolean := true;
 BEGIN
@@ -111,6 +112,12 @@ BEGIN
                 ELSIF a.n IS NOT NULL THEN
                     DELETE FROM attempts t WHERE t.hold_id = h.id; -- watched long enough
                 END IF;
+            ELSIF h.next_attempt_at > greatest(v_next, v_now + interval '62 minutes') THEN
+                -- No attempt and no pause is that long, the longest is a quarantine
+                -- of an hour: this clock was ahead when that was written. Whoever
+                -- wrote it may still be sending, so it gets one full lease from now.
+                code := 'busy'; in_ms := p_lease_ms;
+                v_late := v_late || h.id; v_late_day := v_late_day || p_day[i];
             ELSIF h.next_attempt_at > v_now THEN
                 code := 'busy';
                 in_ms := ceil(extract(epoch FROM h.next_attempt_at - v_now) * 1000);
@@ -119,8 +126,9 @@ BEGIN
                 hold.next_attempt_at := v_next;
                 v_take := v_take || h.id; v_take_day := v_take_day || p_day[i]; v_take_over := v_take_over || h.next_attempt_at;
                 -- Who claimed and never came back may have sent until its time was over.
+                -- A time that lies ahead, by a clock that was, is not "never": that is -1.
                 since_unsure_ms := CASE WHEN a.n IS NULL OR a.driving THEN floor(extract(epoch FROM v_now - h.next_attempt_at) * 1000)
-                    WHEN a.unsure_at IS NULL THEN -1 ELSE floor(extract(epoch FROM v_now - a.unsure_at) * 1000) END;
+                    WHEN a.unsure_at IS NULL THEN -1 ELSE greatest(0, floor(extract(epoch FROM v_now - a.unsure_at) * 1000)) END;
             END IF;
             attempts := coalesce(a.n, 0); active_ms := coalesce(a.active_ms, 0);
             since_claim_ms := floor(extract(epoch FROM v_now - h.claimed_at) * 1000);
@@ -133,6 +141,10 @@ BEGIN
     IF v_claim <> '{}' THEN
         PERFORM holdfast_set_holds(v_now, v_claim_day, v_claim,
             'status = 2, claimed_at = $2, next_attempt_at = $3::timestamptz', v_next::text);
+    END IF;
+    IF v_late <> '{}' THEN
+        PERFORM holdfast_set_holds(v_now, v_late_day, v_late, 'next_attempt_at = $3::timestamptz', v_next::text);
+        UPDATE attempts t SET next_at = v_next WHERE t.hold_id = ANY (v_late);
     END IF;
     IF v_take <> '{}' THEN
         PERFORM holdfast_set_holds(v_now, v_take_day, v_take, 'next_attempt_at = $3::timestamptz', v_next::text);
