@@ -26,6 +26,9 @@ const (
 	purgeBlocks = 60
 	purgeRows   = 5000
 	keyTables   = 4
+	// purgeSkew is how far the shard's clock may be from ours: keys expire by
+	// it, and one that was purged too early lets a repeat pay twice.
+	purgeSkew = time.Minute
 )
 
 // RunMaintenance keeps the partitions of every shard ahead of time and ages
@@ -104,6 +107,15 @@ const keyPagesSQL = `SELECT pg_relation_size($1::text::regclass) / current_setti
 func (s *Set) purgeKeys(ctx context.Context, shard int) error {
 	ctx, cancel := context.WithTimeout(ctx, purgeTime)
 	defer cancel()
+	offset, err := s.ClockOffset(ctx, shard)
+	if err != nil {
+		return fmt.Errorf("age keys of shard %d: %w", shard, err)
+	}
+	if offset.Abs() > purgeSkew {
+		s.log.Warn("idempotency keys are not purged: the clocks of shard and process disagree", "shard", shard,
+			"shard_minus_process", offset.Round(time.Second).String())
+		return nil
+	}
 	pooled, err := s.Owner(shard).Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("age keys of shard %d: %w", shard, err)

@@ -209,6 +209,39 @@ func TestAppRole(t *testing.T) {
 	}
 }
 
+// The functions of a schema that stands before pg_catalog in the search path
+// set the clock of the sessions that have it.
+func TestPurgeKeysWithAWrongClock(t *testing.T) {
+	t.Parallel()
+	for name, off := range map[string]string{"ahead": "100 hours", "behind": "-2 minutes", "right": "0"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := migrated(t, 1)[0]
+			conn := connect(t, dsn)
+			exec(t, conn, `CREATE SCHEMA skewed`)
+			exec(t, conn, `GRANT USAGE ON SCHEMA skewed TO PUBLIC`)
+			exec(t, conn, `CREATE FUNCTION skewed.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS
+				$$ SELECT pg_catalog.clock_timestamp() + interval '`+off+`' $$`)
+			for i, in := range []string{"-1 hour", "72 hours"} {
+				exec(t, conn, `
+INSERT INTO idempotency (sender, expires_at, key, request_hash, refusal)
+VALUES ($1, now() + $2::interval, 'k', decode(repeat('00', 32), 'hex'), 'insufficient_funds')`, user(i), in)
+			}
+			set := open(t, dsn+"&search_path=skewed,public,pg_catalog")
+			if err := set.purgeKeys(testContext(t), 0); err != nil {
+				t.Fatal(err)
+			}
+			want := 2
+			if name == "right" {
+				want = 1
+			}
+			if n := read[int](t, conn, `SELECT count(*) FROM idempotency`); n != want {
+				t.Errorf("%d keys are left, want %d", n, want)
+			}
+		})
+	}
+}
+
 func TestPurgeKeys(t *testing.T) {
 	t.Parallel()
 	dsns := migrated(t, 1)
