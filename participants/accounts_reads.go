@@ -11,27 +11,72 @@ import (
 
 	"github.com/holdfast-escrow/holdfast"
 	"github.com/holdfast-escrow/holdfast/internal/branch"
+	"github.com/holdfast-escrow/holdfast/shards"
 )
 
 // writeTimeout bounds the small transactions of accounts and operators, from
-// begin to commit. They are not on the money path; that one has no deadline.
+// begin to the last statement before the commit, and a rollback.
 const writeTimeout = 10 * time.Second
 
 const beginSQL = `SELECT holdfast_begin($1)`
 
-// write runs one transaction of an account or an operator. It begins as every
-// money transaction does, so a process with a stale map is refused, and it does
-// not end early because the caller hung up.
-func write(ctx context.Context, db *pgxpool.Pool, epoch int64, do func(context.Context, pgx.Tx, time.Time) error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
-	defer cancel()
-	return pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
-		var now time.Time
-		if err := tx.QueryRow(ctx, beginSQL, epoch).Scan(&now); err != nil {
-			return err
+// write runs one transaction of an account or an operator on a connection of
+// the money pool, whose commits are as durable as those of money. It begins as
+// every money transaction does, so a process with a stale map is refused, and it
+// does not end early because the caller hung up. The COMMIT has no deadline: one
+// that is cut off may be durable all the same.
+func write(ctx context.Context, money *pgxpool.Pool, epoch int64, do func(context.Context, pgx.Tx, time.Time) error) error {
+	ctx = context.WithoutCancel(ctx)
+	acquiring, cancel := context.WithTimeout(ctx, acquireTimeout)
+	conn, err := money.Acquire(acquiring)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("%w: %v", holdfast.ErrShardUnavailable, err)
+	}
+	defer conn.Release()
+	tx, err := prepare(ctx, conn, epoch, do)
+	if err != nil {
+		return err
+	}
+	if err := tx.Commit(ctx); err != nil {
+		if !errors.Is(err, pgx.ErrTxCommitRollback) && fateOf(err) == fateUnknown {
+			return fmt.Errorf("%w: commit: %w", holdfast.ErrOutcomeUnknown, err)
 		}
-		return do(ctx, tx, now)
-	})
+		return err
+	}
+	if shards.TakeCommitWarning(conn.Conn()) {
+		return fmt.Errorf("%w: the commit's wait for its standby was cancelled", holdfast.ErrOutcomeUnknown)
+	}
+	return nil
+}
+
+// prepare runs everything before the commit. After an error there is no
+// transaction left.
+func prepare(ctx context.Context, conn *pgxpool.Conn, epoch int64, do func(context.Context, pgx.Tx, time.Time) error) (pgx.Tx, error) {
+	until, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	tx, err := conn.Begin(until)
+	if err != nil {
+		return nil, err
+	}
+	ready := false
+	defer func() {
+		if ready {
+			return
+		}
+		ending, cancel := context.WithTimeout(ctx, writeTimeout)
+		defer cancel()
+		_ = tx.Rollback(ending) // where it fails the connection is closed, which does the same
+	}()
+	var now time.Time
+	if err := tx.QueryRow(until, beginSQL, epoch).Scan(&now); err != nil {
+		return nil, err
+	}
+	if err := do(until, tx, now); err != nil {
+		return nil, err
+	}
+	ready = true
+	return tx, nil
 }
 
 const auditSQL = `INSERT INTO audit (at, hold_id, user_id, actor, action, reason) VALUES ($1, $2, $3, $4, $5, $6)`

@@ -56,7 +56,7 @@ func (b *books) funded(shard int, amount int64) holdfast.UserID {
 	b.t.Helper()
 	u := b.user(shard)
 	r := branch.AccountRequest{User: u, Currency: "RBX"}
-	if a, err := openAccount(b.t.Context(), b.set.Reads(shard), b.set.Map().Epoch, r); err != nil || !a.Created {
+	if a, err := openAccount(b.t.Context(), b.set.Money(shard), b.set.Map().Epoch, r); err != nil || !a.Created {
 		b.t.Fatalf("open account: %+v, %v", a, err)
 	}
 	if amount > 0 {

@@ -152,5 +152,5 @@ func reading[I, O any](n *Node, do func(context.Context, *pgxpool.Pool, I) (O, e
 // writing makes the op of a transaction that no batch carries; it checks the
 // epoch of the shard map like the batches do.
 func writing[I, O any](n *Node, do func(context.Context, *pgxpool.Pool, int64, I) (O, error)) op {
-	return single(n, func(ctx context.Context, s int, in I) (O, error) { return do(ctx, n.shards[s].reads, n.epoch, in) })
+	return single(n, func(ctx context.Context, s int, in I) (O, error) { return do(ctx, n.shards[s].pool, n.epoch, in) })
 }

@@ -240,7 +240,7 @@ func TestWrites_refuse_a_stale_shard_map(t *testing.T) {
 	t.Parallel()
 	b := newBooks(t, 1)
 	u := b.user(0)
-	if _, err := openAccount(t.Context(), b.set.Reads(0), 99, branch.AccountRequest{User: u, Currency: "RBX"}); err == nil {
+	if _, err := openAccount(t.Context(), b.set.Money(0), 99, branch.AccountRequest{User: u, Currency: "RBX"}); err == nil {
 		t.Error("opened an account with another epoch")
 	}
 	if a, err := b.client.Account(t.Context(), 0, branch.AccountRequest{User: u, Currency: "RBX"}); err != nil || a.Code != branch.CodeUnknownAccount {
