@@ -17,6 +17,22 @@ type metrics struct {
 	stuck  *prometheus.GaugeVec   // shard
 	driven *prometheus.CounterVec // shard, source
 	fillMetrics
+	lookMetrics
+}
+
+// lookMetrics tell what a look at a shard has found, and when.
+type lookMetrics struct {
+	looked *prometheus.GaugeVec // shard
+}
+
+func newLookMetrics(r prometheus.Registerer) (m lookMetrics, err error) {
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{"shard"})
+	}
+	m.looked = gauge("holdfast_scheduler_looked_at_seconds",
+		"When this process last measured the shard, by its own clock, in Unix seconds; 0 before the first time. "+
+			"The gauges of the oldest holds are as old as this.")
+	return m, register(r, m.looked)
 }
 
 // fillMetrics are those that a filler has also when it stands alone.
@@ -64,6 +80,9 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	}
 	fill, err := newFillMetrics(r)
 	if err != nil {
+		return nil, err
+	}
+	if m.lookMetrics, err = newLookMetrics(r); err != nil {
 		return nil, err
 	}
 	m.fillMetrics = *fill

@@ -111,6 +111,9 @@ func (s *Scheduler) measure(ctx context.Context, st *shardState, m moment) (hold
 	seconds := float64(m.nowMS-min(oldest.UnlockAtMS(), waiting.UnlockAtMS(), m.nowMS)) / 1000
 	s.metrics.overdue.WithLabelValues(st.label).Set(seconds)
 	st.update(func(v *ShardStatus) { v.OldestOverdueS, v.Watermark = seconds, m.watermark })
+	// A look that ends with an error leaves the gauges at what the last one
+	// found; only this one tells that they are old.
+	s.metrics.looked.WithLabelValues(st.label).Set(float64(s.cfg.Now().UnixMilli()) / 1000)
 	return oldest, nil
 }
 

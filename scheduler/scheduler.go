@@ -112,6 +112,8 @@ func New(cfg Config) (*Scheduler, error) {
 	s.filler = newFiller(&cfg, n, z, &m.fillMetrics, s.link, s.open.Load)
 	s.filler.added = func(shard int, firstMS int64) { s.shards[shard].dueAt(firstMS) }
 	for i := range n {
+		// A shard that cannot be looked at from the start has a series too.
+		m.looked.WithLabelValues(strconv.Itoa(i)).Set(0)
 		s.shards = append(s.shards, &shardState{
 			n: i, label: strconv.Itoa(i), store: newStore(cfg.Shards.Reads(i), lockIdle(cfg.Lease)),
 
