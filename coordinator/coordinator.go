@@ -58,6 +58,8 @@ type Config struct {
 	// RefusalQuiet is how long after an attempt of unknown outcome a refusal of
 	// a later one becomes final without the payment API's look-up saying so.
 	RefusalQuiet time.Duration // 1 min
+	// ProofEvery is how often the ledger is proved without being asked; 0 = never.
+	ProofEvery time.Duration
 
 	Now func() time.Time // time of signed requests and of the rate limit; time.Now
 }
@@ -135,7 +137,7 @@ func New(cfg Config) *Coordinator {
 	}
 }
 
-// Start begins the work that no request asks for: the refunds.
+// Start begins the work that no request asks for: refunds and proofs.
 func (c *Coordinator) Start(ctx context.Context) {
 	ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	c.running.Add(1)
@@ -143,6 +145,10 @@ func (c *Coordinator) Start(ctx context.Context) {
 		defer c.running.Done()
 		c.refundLoop(ctx)
 	}()
+	if c.cfg.ProofEvery > 0 {
+		c.metrics.proved.WithLabelValues().Set(0) // from now on one that is missing shows
+		c.running.Go(func() { c.proveLoop(ctx) })
+	}
 }
 
 // Drain makes the public API refuse new work while requests in flight end.

@@ -9,6 +9,7 @@ type metrics struct {
 	transitions *prometheus.CounterVec   // to
 	lag         prometheus.Histogram     // executed_at − unlock_at
 	imbalance   *prometheus.GaugeVec     // shard; set by every ledger proof
+	proved      *prometheus.GaugeVec     // no label; not there before it is set
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -26,6 +27,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	m.imbalance = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "holdfast_ledger_imbalance",
 		Help: "Offenders that the last ledger proof found on a shard; 0 means that its books are whole."}, []string{"shard"})
-	r.MustRegister(m.requests, m.duration, m.transitions, m.lag, m.imbalance)
+	m.proved = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "holdfast_ledger_proved_at_seconds",
+		Help: "When this process last ended a proof of the whole ledger, whatever it found, in Unix seconds; " +
+			"0 before the first, absent as long as HOLDFAST_PROOF_EVERY is 0 and nobody has asked for one."}, nil)
+	r.MustRegister(m.requests, m.duration, m.transitions, m.lag, m.imbalance, m.proved)
 	return m
 }

@@ -3,8 +3,10 @@ package coordinator
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math/big"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"sync"
@@ -41,7 +43,7 @@ func (c *Coordinator) ProveLedger(ctx context.Context) ProofReport {
 	proofs, errs := eachShard(ctx, n, c.shards.Prove)
 	for shard, err := range errs {
 		if err != nil {
-			c.log.Error("shard could not be proved", "shard", shard, "error", err)
+			c.notProved(ctx, "shard could not be proved", "shard", shard, "error", err)
 			r.Unavailable = append(r.Unavailable, shard)
 			continue
 		}
@@ -54,7 +56,7 @@ func (c *Coordinator) ProveLedger(ctx context.Context) ProofReport {
 	if len(r.Unavailable) == 0 {
 		t := transitProof{shards: &c.shards, n: n}
 		if err := t.run(ctx); err != nil {
-			c.log.Error("transit could not be proved", "error", err)
+			c.notProved(ctx, "transit could not be proved", "error", err)
 			r.Reason = "what crosses shards could not be read: not proved"
 		}
 		found = append(found, t.offenders()...)
@@ -67,7 +69,46 @@ func (c *Coordinator) ProveLedger(ctx context.Context) ProofReport {
 	r.OK = len(found) == 0 && r.Reason == ""
 	r.Total.OK, r.Total.At, r.Total.Offenders = r.OK, r.At, r.Offenders
 	r.TookMS = time.Since(start).Milliseconds()
+	if r.Reason == "" {
+		c.metrics.proved.WithLabelValues().Set(float64(time.Now().UnixMilli()) / 1000)
+	}
 	return r
+}
+
+// notProved logs what a proof could not read, unless who asked for it went away.
+func (c *Coordinator) notProved(ctx context.Context, what string, facts ...any) {
+	if !errors.Is(ctx.Err(), context.Canceled) {
+		c.log.Error(what, facts...)
+	}
+}
+
+// proveLoop proves the ledger without being asked: a coin that is missing must
+// be found by nobody's luck. A proof reads every book, so the first one comes
+// after a random share of the interval: neither do coordinators that start
+// together read all at once, nor does one that keeps dying read all the time.
+func (c *Coordinator) proveLoop(ctx context.Context) {
+	every := c.cfg.ProofEvery
+	wait := time.NewTimer(rand.N(every))
+	defer wait.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-wait.C:
+		}
+		c.proveUnasked(ctx)
+		wait.Reset(every - every/10 + rand.N(every/5+1))
+	}
+}
+
+// proveUnasked proves once. Nobody reads its report, so the log has what is
+// wrong, a line for each kind.
+func (c *Coordinator) proveUnasked(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
+	defer cancel()
+	for _, o := range c.ProveLedger(ctx).Offenders {
+		c.log.Error("the ledger is not whole", "kind", o.Kind, "shard", o.Shard, "count", o.Count, "first", o.First)
+	}
 }
 
 // measure sets the gauge of each shard that was proved to the number of its

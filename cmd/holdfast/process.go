@@ -155,7 +155,8 @@ func (p *process) makeCoordinator(shardsGiven int, redisURL string) error {
 	cfg := coordinator.Config{Participants: participants, Map: shardMap, Payment: p.pay, Auth: verifier,
 		Log: p.log.With("role", "coordinator"), Metrics: p.reg, Gatherer: p.reg, Currencies: p.cfg.Currencies,
 		RatePerSecond: p.cfg.RateLimit, GiveUp: p.cfg.PaymentGiveUp, KeyLifetime: p.cfg.PaymentKeyLifetime,
-		BackoffMost: p.cfg.PaymentRetryMost, RefusalQuiet: p.cfg.RefusalQuiet, LeaseMargin: p.cfg.LeaseMargin, Now: p.cfg.Now}
+		BackoffMost: p.cfg.PaymentRetryMost, RefusalQuiet: p.cfg.RefusalQuiet, LeaseMargin: p.cfg.LeaseMargin,
+		ProofEvery: p.cfg.ProofEvery, Now: p.cfg.Now}
 	// Scheduler and filler need the coordinator and are therefore made after
 	// it; these functions are called only once everything has started.
 	switch {

@@ -57,6 +57,16 @@ func duration(field func(*Config) *time.Duration, least, most time.Duration) par
 	}
 }
 
+// orZero also takes a plain 0, which leaves the field at its zero value.
+func orZero(other parser) parser {
+	return func(c *Config, v string) error {
+		if v == "0" {
+			return nil
+		}
+		return other(c, v)
+	}
+}
+
 // ParseDuration reads a duration with its unit. Unlike the standard library it
 // refuses signs and a bare 0, and knows days ("30d").
 func ParseDuration(v string) (time.Duration, error) {

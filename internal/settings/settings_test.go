@@ -53,6 +53,7 @@ func TestWrongSettingIsOneLineThatNamesIt(t *testing.T) {
 		"HOLDFAST_HORIZON=0s":                           "not between",
 		"HOLDFAST_HORIZON=5 m":                          "not a duration",
 		"HOLDFAST_HORIZON=5m\nx":                        "not a duration",
+		"HOLDFAST_PROOF_EVERY=0s":                       "not between",
 		"HOLDFAST_SWEEP_EVERY=6m":                       "must not exceed HOLDFAST_HORIZON",
 		"HOLDFAST_API_ADDR=8080":                        "host:port",
 		"HOLDFAST_API_ADDR=127.0.0.1:99999":             "65535",
@@ -84,6 +85,16 @@ func TestWrongSettingIsOneLineThatNamesIt(t *testing.T) {
 		}
 		if s := err.Error(); !strings.Contains(s, name) || !strings.Contains(s, want) || strings.Contains(s, "\n") {
 			t.Errorf("%q: the error is %q, want one line with %q and %q", setting, s, name, want)
+		}
+	}
+}
+
+func TestProofEveryCanBeNever(t *testing.T) {
+	t.Parallel()
+	for set, want := range map[string]time.Duration{"": time.Hour, "0": 0, "6h": 6 * time.Hour} {
+		c, err := Load([]string{"HOLDFAST_PROOF_EVERY=" + set}, nil)
+		if err != nil || c.ProofEvery != want {
+			t.Errorf("%q is %v, %v, want %s", set, c, err, want)
 		}
 	}
 }
