@@ -299,6 +299,7 @@ func TestAlertRules(t *testing.T) {
 	}
 	// These stand still, or stop a shard, while everything else looks well.
 	for _, m := range []string{"holdfast_ledger_imbalance", "holdfast_ledger_proved_at_seconds", "holdfast_oldest_overdue_pending_seconds", "holdfast_scheduler_looked_at_seconds",
+		"holdfast_oldest_executing_seconds", "holdfast_oldest_unrefunded_seconds",
 		"holdfast_scheduler_clock_disagreement_seconds", "holdfast_shard_partitions_ahead_days"} {
 		if !watched[m] {
 			t.Errorf("%s: no rule names %s", name, m)

@@ -25,8 +25,8 @@ type Driver interface {
 }
 
 // Shards is what the scheduler needs of a *shards.Set. The role behind Reads
-// must be allowed to SELECT holds, attempts and watermark and to UPDATE
-// watermark.
+// must be allowed to SELECT holds, attempts, dead_letters and watermark and to
+// UPDATE watermark.
 type Shards interface {
 	N() int
 	Reads(shard int) *pgxpool.Pool

@@ -22,7 +22,9 @@ type metrics struct {
 
 // lookMetrics tell what a look at a shard has found, and when.
 type lookMetrics struct {
-	looked *prometheus.GaugeVec // shard
+	looked     *prometheus.GaugeVec // shard
+	executing  *prometheus.GaugeVec // shard
+	unrefunded *prometheus.GaugeVec // shard
 }
 
 func newLookMetrics(r prometheus.Registerer) (m lookMetrics, err error) {
@@ -32,7 +34,12 @@ func newLookMetrics(r prometheus.Registerer) (m lookMetrics, err error) {
 	m.looked = gauge("holdfast_scheduler_looked_at_seconds",
 		"When this process last measured the shard, by its own clock, in Unix seconds; 0 before the first time. "+
 			"The gauges of the oldest holds are as old as this.")
-	return m, register(r, m.looked)
+	m.executing = gauge("holdfast_oldest_executing_seconds",
+		"How long ago the oldest EXECUTING hold was claimed, whether undecided, or paid and not credited; 0 when there is none. "+
+			"Looked for among the first 500 rows of attempts, in maturity order, and at the hold that holds up the watermark.")
+	m.unrefunded = gauge("holdfast_oldest_unrefunded_seconds",
+		"How long ago the oldest FAILED hold whose refund is not done was refused; 0 when there is none.")
+	return m, register(r, m.looked, m.executing, m.unrefunded)
 }
 
 // fillMetrics are those that a filler has also when it stands alone.

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -43,13 +44,13 @@ func (s *Scheduler) dispatchLoop(ctx context.Context, st *shardState) {
 			return
 		}
 		text := ""
-		if err != nil {
+		if err = errors.Join(err, st.ages.err); err != nil {
 			text = err.Error()
 			if !failing {
-				s.log.Warn("overdue holds could not be looked for and will be again", "shard", st.n, "error", err)
+				s.log.Warn("the shard could not be looked at and will be again", "shard", st.n, "error", err)
 			}
 		} else if failing {
-			s.log.Info("overdue holds are looked for again", "shard", st.n)
+			s.log.Info("the shard is looked at again", "shard", st.n)
 		}
 		failing = err != nil
 		st.update(func(v *ShardStatus) { v.Error = text })
@@ -112,8 +113,11 @@ func (s *Scheduler) measure(ctx context.Context, st *shardState, m moment) (hold
 	s.metrics.overdue.WithLabelValues(st.label).Set(seconds)
 	st.update(func(v *ShardStatus) { v.OldestOverdueS, v.Watermark = seconds, m.watermark })
 	// A look that ends with an error leaves the gauges at what the last one
-	// found; only this one tells that they are old.
-	s.metrics.looked.WithLabelValues(st.label).Set(float64(s.cfg.Now().UnixMilli()) / 1000)
+	// found; only this one tells that they are old. What cannot be aged must
+	// not stop the driving: the loop tells the error.
+	if s.age(ctx, st, m); st.ages.err == nil {
+		s.metrics.looked.WithLabelValues(st.label).Set(float64(s.cfg.Now().UnixMilli()) / 1000)
+	}
 	return oldest, nil
 }
 

@@ -58,6 +58,8 @@ type shardState struct {
 	candidate moment    // the dispatcher's own; see advance
 	lock      lockWatch // the dispatcher's own
 
+	ages ages // the dispatcher's own
+
 	mu     sync.Mutex // guards what follows
 	memory memory
 	// oldestEpochMS: a fill that was finished before is of no use any more,

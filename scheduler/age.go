@@ -1,0 +1,112 @@
+package scheduler
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// ageEvery is how often the ages are measured: they alarm after minutes.
+	ageEvery = 5 * time.Second
+	// ageTimeout bounds one measuring of them, because the driving waits for it.
+	ageTimeout = 2 * time.Second
+	// ageRows is how many rows of attempts are looked at.
+	ageRows = 500
+)
+
+// ages is what is remembered of measuring the ages of a shard.
+type ages struct {
+	at  time.Time // when it was last tried
+	err error     // of the last try
+}
+
+// age measures how long the oldest claimed hold has been under way and how long
+// the oldest refund has been waiting, when it is time to.
+func (s *Scheduler) age(ctx context.Context, st *shardState, m moment) {
+	if time.Since(st.ages.at) < ageEvery {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, ageTimeout)
+	defer cancel()
+	executing, err := st.store.oldestExecuting(ctx, m)
+	unrefunded, refundErr := st.store.oldestUnrefunded(ctx, m)
+	st.ages = ages{at: time.Now(), err: errors.Join(err, refundErr)}
+	if st.ages.err != nil {
+		return
+	}
+	s.metrics.executing.WithLabelValues(st.label).Set(executing.Seconds())
+	s.metrics.unrefunded.WithLabelValues(st.label).Set(unrefunded.Seconds())
+}
+
+// since is how long before the moment something was; 0 when it never was.
+func (m moment) since(t *time.Time) time.Duration {
+	if t == nil {
+		return 0
+	}
+	return max(0, time.UnixMilli(m.nowMS).Sub(*t))
+}
+
+const ageRowsSQL = `SELECT hold_id FROM attempts ORDER BY hold_id LIMIT $1`
+
+// oldestExecuting answers how long ago the oldest EXECUTING hold was claimed.
+// Those that were not driven to their end at once have a row in attempts, or
+// hold up the watermark until they have one. Behind ageRows older holds that are
+// not EXECUTING one is not seen, which the gauge can bear.
+func (s *store) oldestExecuting(ctx context.Context, m moment) (time.Duration, error) {
+	rows, err := s.q.Query(ctx, ageRowsSQL, ageRows)
+	if err != nil {
+		return 0, fmt.Errorf("read attempts: %w", err)
+	}
+	raw, err := pgx.CollectRows(rows, pgx.RowTo[[16]byte])
+	if err != nil {
+		return 0, fmt.Errorf("read attempts: %w", err)
+	}
+	end := idAt(m.nowMS)
+	open, err := s.first(ctx, isOpen, m.watermark, end)
+	if err != nil {
+		return 0, err
+	}
+	if open != end {
+		raw = append(raw, open)
+	}
+	if len(raw) == 0 {
+		return 0, nil
+	}
+	slices.SortFunc(raw, func(a, b [16]byte) int { return bytes.Compare(a[:], b[:]) })
+	leaves, err := s.leaves(ctx, raw[0], raw[len(raw)-1])
+	if err != nil {
+		return 0, err
+	}
+	for _, leaf := range leaves {
+		// Claims follow maturity: those of a later day are not older.
+		query := `SELECT min(claimed_at) FROM ` + pgx.Identifier{leaf}.Sanitize() + ` WHERE id = ANY($1) AND status = 2`
+		var claimed *time.Time
+		if err := s.q.QueryRow(ctx, query, raw).Scan(&claimed); err != nil {
+			return 0, fmt.Errorf("read %s: %w", leaf, err)
+		}
+		if claimed != nil {
+			return m.since(claimed), nil
+		}
+	}
+	return 0, nil
+}
+
+// The order is that of the index of what waits for its refund.
+const oldestUnrefundedSQL = `SELECT created_at FROM dead_letters WHERE unrefunded ORDER BY created_at LIMIT 1`
+
+// oldestUnrefunded answers how long ago the oldest hold was refused whose
+// sender does not have the money back.
+func (s *store) oldestUnrefunded(ctx context.Context, m moment) (time.Duration, error) {
+	var refused *time.Time
+	err := s.q.QueryRow(ctx, oldestUnrefundedSQL).Scan(&refused)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return 0, fmt.Errorf("read dead letters: %w", err)
+	}
+	return m.since(refused), nil
+}
