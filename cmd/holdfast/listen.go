@@ -65,7 +65,8 @@ func listenError(name, addr string, err error) error {
 
 // serve answers on a socket until shutdown. WriteTimeout covers the longest
 // request: the ledger proof and a CPU profile on the admin address, a payment
-// simulator that hangs on purpose.
+// simulator that hangs on purpose. On the internal address branch.Signed gives
+// the steps of a proof more.
 func (l *listeners) serve(socket net.Listener, h http.Handler, log *slog.Logger) {
 	if socket == nil {
 		return

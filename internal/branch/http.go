@@ -42,32 +42,28 @@ type HTTP struct {
 	client *http.Client
 	routes sync.Map // shard → *route
 	said   sync.Map // complaints that were logged
+
+	// clock is the time since the start. Pauses are not measured by the time of
+	// day: a clock that is set back would stop the way home.
+	clock   func() time.Duration
+	silence time.Duration // the constant of that name, shorter in tests
 }
 
 // dialTimeout is how long a machine that is gone may hold up a call before the
 // next server is asked.
 const dialTimeout = 2 * time.Second
 
-// silence is how long a server may say nothing before new calls go to another
-// one. The call itself waits on: whether it was done only its answer can tell.
-const silence = 2 * time.Second
-
-// homeEvery is how often the calls of a shard that had to leave its own server
-// ask whether that is back. Without it all shards would end on the server that
-// was restarted longest ago.
-const homeEvery = 2 * time.Second
-
-// route is what the calls of one shard have learnt about the servers.
-type route struct {
-	moved atomic.Int64 // added to the shard's number; moves on when a server fails or falls silent
-	asked atomic.Int64 // when the shard's own server was asked last, in Unix ms
-}
-
 // request is a call as it is sent to any of the servers.
 type request struct {
 	path string
 	body []byte
 	read bool // changes nothing
+	// patient: it takes long by nature, so that silence says nothing about the
+	// server. proof: its time is the caller's and not the transport's.
+	patient, proof bool
+	// drive: it goes to a coordinator, and what the items of an answer say is
+	// about the participants behind that.
+	drive bool
 }
 
 // NewHTTP makes a transport; it connects when it is first used.
@@ -81,7 +77,8 @@ func NewHTTP(cfg HTTPConfig) (*HTTP, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 30 * time.Second
 	}
-	return &HTTP{cfg: cfg, client: &http.Client{
+	started := time.Now()
+	return &HTTP{cfg: cfg, silence: silence, clock: func() time.Duration { return time.Since(started) }, client: &http.Client{
 		Transport: &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute, DisableCompression: true,
 			DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext},
 		// A redirect of a signed request is somebody else's idea.
@@ -95,12 +92,10 @@ func (h *HTTP) Send(ctx context.Context, shard int, op string, in, out any) erro
 	if err != nil {
 		return fmt.Errorf("%w: encode %s: %v", holdfast.ErrInvalid, op, err)
 	}
-	call := request{h.stepPath(shard, op), body, slices.Contains(readOps, op)}
-	return h.post(ctx, shard, call, request{h.stepPath(shard, OpGet), []byte(nobodysHold), true}, out)
+	proof := slices.Contains(proofOps, op)
+	call := request{path: h.stepPath(shard, op), body: body, read: slices.Contains(readOps, op), patient: proof, proof: proof}
+	return h.post(ctx, shard, call, out)
 }
-
-// nobodysHold are the items of a read that goes to the shard and finds nothing.
-const nobodysHold = `[{"id":"00000000-0000-0000-0000-000000000000"}]`
 
 func (h *HTTP) stepPath(shard int, op string) string {
 	path := fmt.Sprintf("/branch/v1/%d/%s", shard, op)
@@ -114,85 +109,62 @@ func (h *HTTP) stepPath(shard int, op string) string {
 var readOps = []string{OpCheck, OpGet, OpList, OpAccount, OpStatement, OpAdminHolds, OpDeadLetters, OpUnrefunded,
 	OpTransit, OpDetail, OpAudit, OpStatus}
 
-// post tries every server once, as long as surely nothing was done, or nothing
-// can be. probe tells whether the shard's own server is back.
-func (h *HTTP) post(ctx context.Context, shard int, call, probe request, out any) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, h.cfg.Timeout)
-	defer cancel()
-	found, _ := h.routes.LoadOrStore(shard, new(route))
-	r := found.(*route)
-	first, n := r.moved.Load(), int64(len(h.cfg.URLs))
-	if first%n != 0 {
-		h.lookHome(r, first, shard, probe)
-	}
-	for i := range n {
-		silent := time.AfterFunc(silence, func() { r.moved.CompareAndSwap(first, first+1) })
-		err = h.once(ctx, h.cfg.URLs[(first+int64(shard)+i)%n]+call.path, call.body, out)
-		silent.Stop()
-		if err != nil {
-			r.moved.CompareAndSwap(first, first+1)
-		}
-		if err == nil || ctx.Err() != nil || !(call.read || errors.Is(err, holdfast.ErrShardUnavailable)) {
-			return err
-		}
-	}
-	return err
-}
+// proofOps read a whole ledger. They take the caller's time, at most proofTime,
+// and a participant has as long to answer them.
+var proofOps = []string{OpProve, OpTransit}
 
-// lookHome asks the shard's own server, now and then and beside the calls, and
-// lets them go back when it answers.
-func (h *HTTP) lookHome(r *route, first int64, shard int, probe request) {
-	now, n := h.cfg.Now().UnixMilli(), int64(len(h.cfg.URLs))
-	asked := r.asked.Load()
-	if now-asked < homeEvery.Milliseconds() || !r.asked.CompareAndSwap(asked, now) {
-		return
-	}
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), homeEvery)
-		defer cancel()
-		var answer json.RawMessage
-		if h.once(ctx, h.cfg.URLs[int64(shard)%n]+probe.path, probe.body, &answer) == nil {
-			r.moved.CompareAndSwap(first, first+n-first%n)
-		}
-	}()
-}
+const proofTime = 15 * time.Minute
 
-func (h *HTTP) once(ctx context.Context, url string, body []byte, out any) error {
+// once sends a call to one server. It returns the text of the answer; every
+// status but 200 is an error.
+func (h *HTTP) once(ctx context.Context, url string, body []byte) ([]byte, error) {
 	var sent atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
-		return fmt.Errorf("%w: %v", holdfast.ErrShardUnavailable, err)
+		return nil, fmt.Errorf("%w: %v", holdfast.ErrShardUnavailable, err)
 	}
 	r.Header.Set("Content-Type", "application/json")
 	Sign(r, h.cfg.Secret, body, h.cfg.Now())
 	answer, err := h.client.Do(r)
 	if err != nil {
 		if !sent.Load() {
-			return fmt.Errorf("%w: %v", holdfast.ErrShardUnavailable, err)
+			return nil, fmt.Errorf("%w: %v", holdfast.ErrShardUnavailable, err)
 		}
-		return fmt.Errorf("%w: %v", holdfast.ErrOutcomeUnknown, err)
+		return nil, fmt.Errorf("%w: %v", holdfast.ErrOutcomeUnknown, err)
 	}
 	defer answer.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(answer.Body, 16<<20))
+	if err != nil {
+		return nil, fmt.Errorf("%w: read the answer: %v", holdfast.ErrOutcomeUnknown, err)
+	}
+	if answer.StatusCode == http.StatusOK {
+		return text, nil
+	}
+	return nil, h.refusal(answer, bytes.TrimSpace(text))
+}
+
+// refusal is the error behind a status that is not 200.
+func (h *HTTP) refusal(answer *http.Response, text []byte) error {
+	door := slices.Contains([]int{http.StatusUnauthorized, http.StatusNotFound, http.StatusBadRequest}, answer.StatusCode)
+	if door {
+		// A person must look.
+		h.complain(answer.Request.URL.Host, answer.StatusCode, string(text))
+	}
+	if answer.Header.Get(HeaderAnswer) == "" {
+		// Whoever wrote this, a proxy perhaps, may have handed the call on
+		// before and cannot say what became of it.
+		return fmt.Errorf("%w: answer %d without %s: %s", holdfast.ErrOutcomeUnknown, answer.StatusCode, HeaderAnswer, text)
+	}
 	switch {
-	case err != nil:
-		return fmt.Errorf("%w: read the answer: %v", holdfast.ErrOutcomeUnknown, err)
-	case answer.StatusCode == http.StatusOK:
-		if err := json.Unmarshal(text, out); err != nil {
-			return fmt.Errorf("%w: garbled answer: %v", holdfast.ErrOutcomeUnknown, err)
-		}
-		return nil
 	case answer.StatusCode == http.StatusServiceUnavailable:
 		return fmt.Errorf("%w: %s", holdfast.ErrShardUnavailable, text)
 	case answer.StatusCode == http.StatusTooManyRequests:
 		return fmt.Errorf("%w: %s", holdfast.ErrOverloaded, text)
-	case answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusNotFound || answer.StatusCode == http.StatusBadRequest:
-		// Refused at the door: nothing was done, and a person must look.
-		h.complain(r.URL.Host, answer.StatusCode, string(bytes.TrimSpace(text)))
-		return fmt.Errorf("%w: %s answers %d: %s", holdfast.ErrShardUnavailable, url, answer.StatusCode, bytes.TrimSpace(text))
+	case door: // nothing was done
+		return fmt.Errorf("%w: %s answers %d: %s", holdfast.ErrShardUnavailable, answer.Request.URL, answer.StatusCode, text)
 	}
-	return fmt.Errorf("%w: answer %d: %s", holdfast.ErrOutcomeUnknown, answer.StatusCode, bytes.TrimSpace(text))
+	return fmt.Errorf("%w: answer %d: %s", holdfast.ErrOutcomeUnknown, answer.StatusCode, text)
 }
 
 // complain logs why a server refuses all requests, once per server and status.
@@ -219,10 +191,10 @@ func (h *HTTP) Drive(ctx context.Context, shard int, ids []holdfast.HoldID) []Dr
 // does not answer lets nothing through.
 func (h *HTTP) Open(ctx context.Context) bool {
 	var open bool
-	return h.post(ctx, 0, askOpen, askOpen, &open) == nil && open
+	return h.post(ctx, 0, askOpen, &open) == nil && open
 }
 
-var askOpen = request{"/drive/v1/open", []byte("{}"), true}
+var askOpen = request{path: "/drive/v1/open", body: []byte("{}"), read: true, drive: true}
 
 type driveTransport struct{ h *HTTP }
 
@@ -231,12 +203,14 @@ func (d driveTransport) Send(ctx context.Context, shard int, _ string, in, out a
 	if err != nil {
 		return err
 	}
-	return d.h.post(ctx, shard, request{path: fmt.Sprintf("/drive/v1/%d", shard), body: body}, askOpen, out)
+	call := request{path: fmt.Sprintf("/drive/v1/%d", shard), body: body, patient: true, drive: true}
+	return d.h.post(ctx, shard, call, out)
 }
 
 // WriteAnswer writes the answer of a signed request, or its error in the form
 // that HTTP.Send reads back.
 func WriteAnswer(w http.ResponseWriter, answer any, err error) {
+	w.Header().Set(HeaderAnswer, "1")
 	switch {
 	case err == nil:
 		text, err := json.Marshal(answer)

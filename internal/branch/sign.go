@@ -7,14 +7,19 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path"
+	"slices"
 	"strconv"
 	"time"
 )
 
-// Headers of a signed request.
+// Headers of a signed request and of its answer.
 const (
 	HeaderTime      = "X-Holdfast-Time"      // Unix seconds
 	HeaderSignature = "X-Holdfast-Signature" // hex HMAC-SHA256
+	// HeaderAnswer tells an answer of Holdfast from one that a proxy on the way
+	// made up: only the first may say that nothing was done.
+	HeaderAnswer = "X-Holdfast-Answer"
 )
 
 const (
@@ -25,9 +30,9 @@ const (
 	maxBody = 4 << 20
 )
 
-func signature(secret []byte, method, path, unix string, body []byte) string {
+func signature(secret []byte, method, uri, unix string, body []byte) string {
 	mac := hmac.New(sha256.New, secret)
-	fmt.Fprintf(mac, "%s\n%s\n%s\n%d\n", method, path, unix, len(body))
+	fmt.Fprintf(mac, "%s\n%s\n%s\n%d\n", method, uri, unix, len(body))
 	mac.Write(body)
 	return hex.EncodeToString(mac.Sum(nil))
 }
@@ -67,10 +72,16 @@ func Verify(r *http.Request, secret []byte, now time.Time) ([]byte, error) {
 // and hands their body on.
 func Signed(secret []byte, now func() time.Time, next func(w http.ResponseWriter, r *http.Request, body []byte)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(HeaderAnswer, "1")
 		body, err := Verify(r, secret, now())
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusUnauthorized)
 			return
+		}
+		if slices.Contains(proofOps, path.Base(r.URL.Path)) {
+			// The server's write timeout is made for the steps of a hold. A writer
+			// without a connection behind it has no deadline to move either.
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(proofTime))
 		}
 		next(w, r, body)
 	})
