@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,6 +20,8 @@ func TestDispatchersLock(t *testing.T) {
 		if err != nil || release == nil {
 			t.Fatalf("the lock was not free: %v", err)
 		}
+		release = sync.OnceFunc(release)
+		t.Cleanup(release) // or a failure waits for ever for the connection
 		other := newStore(w.shards.Reads(0), time.Minute)
 		if r, err := other.tryLock(t.Context()); err != nil || r != nil {
 			t.Fatalf("two have the lock, or %v", err)
