@@ -1,6 +1,7 @@
 package participants
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -30,7 +31,15 @@ func TestWriteWithoutItsStandby(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = admin.Close(t.Context()) })
+	t.Cleanup(func() {
+		// A commit that still waits would keep the pool from closing.
+		ctx := context.Background()
+		_, err := admin.Exec(ctx, `ALTER SYSTEM RESET synchronous_standby_names`)
+		_, again := admin.Exec(ctx, `SELECT pg_reload_conf()`)
+		if err := errors.Join(err, again, admin.Close(ctx)); err != nil {
+			t.Error(err)
+		}
+	})
 	// A session that does not wait, in a database that would have the money pool
 	// not wait either: the pool must not take it over.
 	for _, sql := range []string{"SET synchronous_commit = local",
