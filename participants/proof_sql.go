@@ -181,24 +181,28 @@ WHERE $1::timestamptz IS NOT NULL AND coalesce(a.held, 0) <> coalesce(x.held, 0)
 GROUP BY 1 ORDER BY 1`
 
 // proofForgottenSQL: below the watermark an unended hold is found only through
-// its row in attempts; without one its money would stay in escrow or in transit
-// for ever.
+// its row in attempts, and one that waits for its refund only through its dead
+// letter; without them the money would stay in escrow or in transit for ever.
 const proofForgottenSQL = `
-SELECT 'hold_forgotten', count(*), min(format('hold %s (status %s) is below the watermark and has no attempt', h.id, h.status) COLLATE "C")
+SELECT 'hold_forgotten', count(*), min(format('hold %s (status %s) %s', h.id, h.status, CASE h.status
+    WHEN 4 THEN 'waits for its refund and is not in the queue' ELSE 'is below the watermark and has no attempt' END) COLLATE "C")
 FROM holds h
-WHERE $1::timestamptz IS NOT NULL AND h.status <= 2 AND h.id < (SELECT w.id FROM watermark w)
-  AND NOT EXISTS (SELECT FROM attempts t WHERE t.hold_id = h.id)
+WHERE $1::timestamptz IS NOT NULL AND CASE
+    WHEN h.status <= 2 THEN h.id < (SELECT w.id FROM watermark w) AND NOT EXISTS (SELECT FROM attempts t WHERE t.hold_id = h.id)
+    WHEN h.status = 4 THEN h.refunded_at IS NULL AND NOT EXISTS (SELECT FROM dead_letters d WHERE d.hold_id = h.id AND d.unrefunded) END
 HAVING count(*) > 0`
 
 // proofCashSQL: a deposit or withdrawal that was accepted has its movement, one
-// that was refused has none.
+// that was refused has none, and no coins come or go without one.
 const proofCashSQL = `
-SELECT 'cash_mismatch', count(*), min(format('%s %s of %s %s %s', CASE c.kind WHEN 6 THEN 'deposit' ELSE 'withdrawal' END,
-           c.ref, c.amount, c.currency, CASE WHEN e.ref IS NULL THEN 'has no entry' ELSE 'has another entry' END) COLLATE "C")
+SELECT 'cash_mismatch', count(*), min(format('%s %s of %s %s %s', CASE coalesce(c.kind, e.movement) WHEN 6 THEN 'deposit' ELSE 'withdrawal' END,
+           coalesce(c.ref, e.ref), coalesce(c.amount, abs(e.amount)), coalesce(c.currency, e.currency),
+           CASE WHEN e.ref IS NULL THEN 'has no entry' WHEN c.ref IS NULL THEN 'was asked for by nobody' ELSE 'has another entry' END) COLLATE "C")
 FROM cash c
-LEFT JOIN (SELECT ref, user_id, currency, amount, movement FROM entries
+FULL JOIN (SELECT ref, user_id, currency, amount, movement FROM entries
            WHERE movement >= 6 AND book = 1 AND posted_at >= $1) e ON e.ref = c.ref
-WHERE CASE WHEN c.refusal IS NOT NULL THEN e.ref IS NOT NULL
+WHERE CASE WHEN c.ref IS NULL THEN true
+           WHEN c.refusal IS NOT NULL THEN e.ref IS NOT NULL
            WHEN e.ref IS NULL THEN c.at >= $1
            ELSE abs(e.amount) <> c.amount OR e.user_id <> c.user_id OR e.currency <> c.currency OR e.movement <> c.kind END
 HAVING count(*) > 0`

@@ -142,6 +142,8 @@ func corruptions(s scene) []corruption {
 		{"an_account_is_gone", []string{"DELETE FROM accounts WHERE" + is("user_id", s.a)}, []string{branch.OffAccountMissing}},
 		{"money_from_nowhere", movement(s.near, s.near, 30, 1, 1, 2), []string{branch.OffEntryUnexpected, branch.OffEscrow}},
 		{"a_deposit_without_its_movement", []string{"UPDATE cash SET amount = amount + 1 WHERE kind = 6 AND" + is("user_id", s.a)}, []string{branch.OffCash}},
+		{"coins_that_nobody_deposited", movement(holdfast.NewHoldID(1, 1, 1), s.near, 30, 6, 4, 1), []string{branch.OffCash}},
+		{"a_refund_is_not_in_the_queue", []string{"UPDATE dead_letters SET unrefunded = false WHERE" + is("hold_id", s.failed.ID)}, []string{branch.OffForgotten}},
 		{"a_hold_below_the_watermark_is_forgotten", []string{"UPDATE watermark SET id = 'ffffffff-ffff-ffff-ffff-ffffffffffff'"}, []string{branch.OffForgotten}},
 	}
 }

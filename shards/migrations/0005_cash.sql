@@ -69,12 +69,15 @@ END $$;
 -- a benchmark, through the same ledger. Returns how many were opened.
 CREATE FUNCTION holdfast_bulk_fund(p_epoch bigint, p_users uuid[], p_currency text, p_amount bigint) RETURNS int
 LANGUAGE plpgsql AS $$
-DECLARE v_n int; v_now timestamptz := holdfast_begin(p_epoch);
+DECLARE v_n int; v_now timestamptz := holdfast_begin(p_epoch); v_ref uuid[];
 BEGIN
     INSERT INTO accounts (user_id, currency, opened_at) SELECT u, p_currency, v_now FROM unnest(p_users) u ORDER BY u ON CONFLICT DO NOTHING;
     GET DIAGNOSTICS v_n = ROW_COUNT;
-    PERFORM holdfast_post(array_agg(u ORDER BY u), array_agg(p_currency), array_agg(p_amount), array_agg(gen_random_uuid()), array_agg(6::smallint))
-    FROM unnest(p_users) u;
+    SELECT array_agg(gen_random_uuid()) INTO v_ref FROM unnest(p_users);
+    INSERT INTO cash (user_id, ref, at, amount, kind, currency, key, request_hash)
+    SELECT u, g, v_now, p_amount, 6, p_currency, 'bulk ' || g, sha256(uuid_send(g)) FROM unnest(p_users, v_ref) t(u, g) ORDER BY u;
+    PERFORM holdfast_post(array_agg(u ORDER BY u), array_agg(p_currency), array_agg(p_amount), array_agg(g ORDER BY u), array_agg(6::smallint))
+    FROM unnest(p_users, v_ref) t(u, g);
     INSERT INTO issuance AS x (currency, issued) VALUES (p_currency, p_amount * cardinality(p_users))
     ON CONFLICT (currency) DO UPDATE SET issued = x.issued + excluded.issued;
     RETURN v_n;
