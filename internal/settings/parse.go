@@ -177,12 +177,19 @@ func dsns(field func(*Config) *[]string) parser {
 
 var codePattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
 
+// ownCodes are dead letters of ours that move no money; a refusal of that name
+// would be taken for one.
+var ownCodes = []string{"outcome_unknown", "impossible_state", "late_success"}
+
 func codes(field func(*Config) *[]string) parser {
 	return func(c *Config, v string) error {
 		all := list(v)
 		for _, code := range all {
 			if !codePattern.MatchString(code) {
 				return fmt.Errorf("%q is not a code: lower-case letters, digits and underscores", code)
+			}
+			if slices.Contains(ownCodes, code) {
+				return fmt.Errorf("%q is no refusal: it is what we call a payment of which too little is known", code)
 			}
 		}
 		*field(c) = all

@@ -72,6 +72,7 @@ func TestWrongSettingIsOneLineThatNamesIt(t *testing.T) {
 		"HOLDFAST_PARTICIPANTS=http://a,ftp://b":        "item 2",
 		"HOLDFAST_COORDINATORS=,":                       "lists nothing",
 		"HOLDFAST_PAYMENT_REFUSALS=No Such":             "not a code",
+		"HOLDFAST_PAYMENT_REFUSALS=a,outcome_unknown":   "is no refusal",
 		"HOLDFAST_CURRENCIES=RBX":                       "CODE:exponent",
 		"HOLDFAST_CURRENCIES=RBX:0,RBX:2":               "twice",
 		"HOLDFAST_JWT_SECRET=short":                     "32 or more",
