@@ -168,6 +168,7 @@ func (c *Coordinator) refundHold(w http.ResponseWriter, q *call) error {
 		return c.stepProblem(branch.OpRefund, shard, res.Code)
 	}
 	c.log.Info("refund asked for by an operator", "hold_id", a.ID, "actor", a.Actor, "reason", a.Reason, "code", res.Code)
+	a.Outcome = branch.ByRefund
 	closed, err := c.shards.Close(ctx, shard, a.OperatorRequest)
 	if err := c.operated(branch.OpClose, shard, closed, err); err != nil && !is(err, string(branch.CodeNoDeadLetter)) {
 		return err

@@ -132,7 +132,8 @@ func openAccount(ctx context.Context, db *pgxpool.Pool, epoch int64, r branch.Ac
 const setStatusSQL = `UPDATE accounts SET status = $3 WHERE user_id = $1 AND currency = $2`
 
 // setStatus opens, bans or closes an account and writes the act to the audit.
-// Closing needs an empty account, and it is for ever.
+// Closing needs an empty account, and it is for ever, unless a hold that was
+// being paid at that moment has brought coins since: they must find a way out.
 func setStatus(ctx context.Context, db *pgxpool.Pool, epoch int64, r branch.AccountRequest) (branch.AccountAnswer, error) {
 	if r.Status < holdfast.AccountOpen || r.Status > holdfast.AccountClosed {
 		return branch.AccountAnswer{}, fmt.Errorf("%w: account status %d", holdfast.ErrInvalid, r.Status)
@@ -170,7 +171,7 @@ func statusMove(a holdfast.Account, to holdfast.AccountStatus) branch.Code {
 	switch {
 	case a.Status == to:
 		return branch.CodeOK
-	case a.Status == holdfast.AccountClosed:
+	case a.Status == holdfast.AccountClosed && a.Available == 0 && a.Held == 0:
 		return branch.CodeAccountClosed
 	case to == holdfast.AccountClosed && (a.Available != 0 || a.Held != 0):
 		return branch.CodeAccountNotEmpty

@@ -205,10 +205,11 @@ func TestOperatorActs(t *testing.T) {
 		return code == branch.CodeRedrive, "claim: " + string(code)
 	})
 	want("retry while the second attempt runs", branch.CodeBusy)(c.Retry(ctx, 0, act(unknown)))
-	want("resolve", branch.CodeOK)(c.Resolve(ctx, 0, act(unknown)))
-	want("the same resolve again", branch.CodeOK)(c.Resolve(ctx, 0, act(unknown)))
 	other := act(unknown)
 	other.Outcome = "not_paid"
+	want("not paid, while an attempt may be paying", branch.CodeBusy)(c.Resolve(ctx, 0, other))
+	want("resolve", branch.CodeOK)(c.Resolve(ctx, 0, act(unknown)))
+	want("the same resolve again", branch.CodeOK)(c.Resolve(ctx, 0, act(unknown)))
 	want("another outcome", branch.CodeNotResolvable)(c.Resolve(ctx, 0, other))
 	if n := count(t, b.set.Reads(0), "SELECT count(*) FROM audit"); n != 3 {
 		t.Errorf("%d acts in the audit, want the 3 that were done", n)

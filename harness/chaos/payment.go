@@ -272,8 +272,13 @@ func (r *Run) resolve(ctx context.Context, outcome string) (ids []string, err er
 			return ids, err
 		}
 		for _, id := range some {
-			if _, err := r.API(0).AdminCall(ctx, "POST", "/admin/v1/dead-letters/"+id+":resolve", body, nil); err != nil {
-				return ids, fmt.Errorf("resolve %s as %s: %w", id, outcome, err)
+			var last error
+			err := r.Until(ctx, 15*time.Second, "a pause between two attempts", func() bool { // busy while one runs
+				_, last = r.API(0).AdminCall(ctx, "POST", "/admin/v1/dead-letters/"+id+":resolve", body, nil)
+				return last == nil
+			})
+			if err != nil {
+				return ids, fmt.Errorf("resolve %s as %s: %w: %w", id, outcome, err, last)
 			}
 			ids = append(ids, id)
 		}

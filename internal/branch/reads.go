@@ -154,14 +154,18 @@ type OperatorRequest struct {
 	ID      holdfast.HoldID `json:"id"`
 	Actor   string          `json:"actor"`
 	Reason  string          `json:"reason"`
-	Outcome string          `json:"outcome,omitempty"`
+	Outcome string          `json:"outcome,omitempty"` // Resolve: paid or not_paid; Close: ByRefund, or nothing
 }
+
+// ByRefund is the outcome of a Close that follows a refund: it leaves a
+// late_success open, which speaks of another thing.
+const ByRefund = "refunded"
 
 // Codes of operator acts.
 const (
 	CodeNotRetryable  Code = "not_retryable"
 	CodeNoDeadLetter  Code = "dead_letter_not_found"
-	CodeNotResolvable Code = "not_resolvable" // no open outcome_unknown
+	CodeNotResolvable Code = "not_resolvable" // no open outcome_unknown or impossible_state
 	// CodeStillExecuting: Close of an outcome_unknown whose hold has no verdict
 	// yet. It stays open, or nobody would be asked about that money again.
 	CodeStillExecuting Code = "hold_still_executing"

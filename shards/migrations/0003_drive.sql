@@ -38,13 +38,14 @@ BEGIN
 END $$;
 
 -- Adds dead letters; a second one with the same code changes nothing, but an
--- outcome that is unknown still, or again, is open again.
+-- outcome that is unknown still, or again, is open again, and so is a state that
+-- is impossible still: closing it has not mended anything.
 CREATE FUNCTION holdfast_dead_letters(p_now timestamptz, p_ids uuid[], p_code text[], p_detail text[], p_unrefunded boolean) RETURNS void
 LANGUAGE sql AS $$
     INSERT INTO dead_letters (hold_id, created_at, unrefunded, code, detail)
     SELECT i, p_now, p_unrefunded, c, coalesce(d, '') FROM unnest(p_ids, p_code, p_detail) t(i, c, d) ORDER BY i
     ON CONFLICT (hold_id, code) DO UPDATE SET closed_at = NULL, closed_by = NULL
-    WHERE dead_letters.code = 'outcome_unknown' AND dead_letters.closed_at IS NOT NULL
+    WHERE dead_letters.code IN ('outcome_unknown', 'impossible_state') AND dead_letters.closed_at IS NOT NULL
 $$;
 
 -- Verdict refused: FAILED and its dead letter. The caller holds the row locks
