@@ -33,7 +33,7 @@ type route struct {
 	moved atomic.Int64 // added to the shard's number; moves on when a server fails or falls silent
 
 	mu    sync.Mutex
-	doubt time.Duration // the pause after the last departure that was not sure
+	doubt time.Duration // the pause after the last departure from a silent server
 	pause time.Duration // between questions, since the last departure
 	ask   time.Duration // when the shard's own server is asked next, by HTTP.clock
 	home  time.Duration // when the calls came back to it
@@ -73,10 +73,14 @@ func (h *HTTP) post(ctx context.Context, shard int, call request, out any) (err 
 				// first reaches the shard again: they do not go round.
 				h.leave(r, first, false)
 			}
-		case errors.Is(caller.Err(), context.Canceled):
-			// A caller who hangs up says nothing about the server.
+		case errors.Is(caller.Err(), context.Canceled) || caller.Err() != nil && !call.drive:
+			// A caller who hangs up, or has less time than silence takes, says
+			// nothing about the server.
 		default:
-			h.leave(r, first, errors.Is(err, holdfast.ErrShardUnavailable) || errors.Is(err, holdfast.ErrOverloaded))
+			// A proof that breaks off is no sign for the steps of a hold.
+			if !call.proof || errors.Is(err, holdfast.ErrShardUnavailable) {
+				h.leave(r, first, ctx.Err() == nil)
+			}
 		}
 		if err == nil || ctx.Err() != nil || !(call.read || errors.Is(err, holdfast.ErrShardUnavailable)) {
 			return err
@@ -113,20 +117,26 @@ func allUnavailable(text []byte) bool {
 	return len(items) > 0
 }
 
-// leave lets the next calls go to the next server. sure: nothing was done, so
-// that coming back too early costs nothing. Otherwise each stay may cost calls
-// whose outcome is unknown, and a server that answers the question but not the
-// calls is asked ever more rarely.
-func (h *HTTP) leave(r *route, first int64, sure bool) {
+// leave lets the next calls go to the next server. told: the server has said no,
+// or its connection broke, so that its answer to the question means that it is
+// well again, or another process. Otherwise it was silent, or cut off from the
+// shard: each stay may cost calls whose outcome is unknown, and a server that
+// answers the question but not the calls is asked ever more rarely.
+func (h *HTTP) leave(r *route, first int64, told bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	now, n := h.clock(), int64(len(h.cfg.URLs))
+	if (first+1)%n == 0 && first%n != 0 && !told && now < r.ask {
+		// The next server is home, which was left for a reason not long ago: that
+		// it is well again, its answer to a question shows, not this one's failure.
+		return
+	}
 	if !r.moved.CompareAndSwap(first, first+1) {
 		return
 	}
-	now, n := h.clock(), int64(len(h.cfg.URLs))
 	if first%n == 0 {
 		r.pause = homeEvery
-		if !sure {
+		if !told {
 			if r.doubt == 0 || now-r.home >= homeAtMost {
 				r.doubt = homeEvery
 			} else {

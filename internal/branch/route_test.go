@@ -265,11 +265,15 @@ func TestHangUp(t *testing.T) {
 func TestLongCalls(t *testing.T) {
 	t.Parallel()
 	const short = 100 * time.Millisecond
-	s := httptest.NewUnstartedServer(Signed([]byte("s"), time.Now, func(w http.ResponseWriter, _ *http.Request, _ []byte) {
-		<-time.After(5 * short)
-		WriteAnswer(w, struct{}{}, nil)
+	s := httptest.NewUnstartedServer(Signed([]byte("s"), time.Now, func(w http.ResponseWriter, r *http.Request, _ []byte) {
+		select {
+		case <-time.After(5 * short):
+			WriteAnswer(w, struct{}{}, nil)
+		case <-r.Context().Done(): // as the query of a proof ends with it
+			WriteAnswer(w, nil, r.Context().Err())
+		}
 	}))
-	s.Config.WriteTimeout = short
+	s.Config.ReadTimeout, s.Config.WriteTimeout = short, short
 	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	s.Start()
 	t.Cleanup(s.Close)
@@ -318,5 +322,29 @@ func TestGarbledThenWell(t *testing.T) {
 	}
 	if out.Code != "" || out.Reason != "" || out.N != 1 {
 		t.Errorf("two answers became %+v", out)
+	}
+}
+
+// A server that was left in doubt is gone back to when it answers, not because
+// the other one fails too: each stay may cost calls whose outcome is unknown.
+func TestDoubtfulHomeIsNotARefuge(t *testing.T) {
+	t.Parallel()
+	h := newHTTP(t, io.Discard, "http://a", "http://b")
+	var now time.Duration
+	h.clock = func() time.Duration { return now }
+	found, _ := h.routes.LoadOrStore(0, new(route))
+	r := found.(*route)
+	h.leave(r, 0, false)
+	for _, step := range []struct {
+		at    time.Duration
+		first int64
+		told  bool
+		want  int64
+	}{{time.Second, 1, false, 1}, {time.Second, 1, true, 2}, {2 * time.Second, 2, false, 3}, {30 * time.Second, 3, false, 4}} {
+		now = step.at
+		h.leave(r, step.first, step.told)
+		if got := r.moved.Load(); got != step.want {
+			t.Fatalf("after %s, told: %v: at %d, want %d", step.at, step.told, got, step.want)
+		}
 	}
 }

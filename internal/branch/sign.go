@@ -79,9 +79,12 @@ func Signed(secret []byte, now func() time.Time, next func(w http.ResponseWriter
 			return
 		}
 		if slices.Contains(proofOps, path.Base(r.URL.Path)) {
-			// The server's write timeout is made for the steps of a hold. A writer
-			// without a connection behind it has no deadline to move either.
-			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(proofTime))
+			// The server's timeouts are made for the steps of a hold. The one for
+			// reading ends the request's context too: the connection is watched
+			// while the answer is made. A writer without a connection behind it has
+			// no deadlines to move either.
+			rc, until := http.NewResponseController(w), time.Now().Add(proofTime)
+			_, _ = rc.SetReadDeadline(until), rc.SetWriteDeadline(until)
 		}
 		next(w, r, body)
 	})
