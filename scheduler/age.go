@@ -16,7 +16,7 @@ const (
 	ageEvery = 5 * time.Second
 	// ageTimeout bounds one measuring of them, because the driving waits for it.
 	ageTimeout = 2 * time.Second
-	// ageRows is how many rows of attempts are looked at.
+	// ageRows is how many rows of attempts are looked at in one query.
 	ageRows = 500
 )
 
@@ -52,49 +52,61 @@ func (m moment) since(t *time.Time) time.Duration {
 	return max(0, time.UnixMilli(m.nowMS).Sub(*t))
 }
 
-const ageRowsSQL = `SELECT hold_id FROM attempts ORDER BY hold_id LIMIT $1`
+const ageRowsSQL = `SELECT hold_id FROM attempts WHERE hold_id > $2 ORDER BY hold_id LIMIT $1`
 
 // oldestExecuting answers how long ago the oldest EXECUTING hold was claimed.
 // Those that were not driven to their end at once have a row in attempts, or
-// hold up the watermark until they have one. Behind ageRows older holds that are
-// not EXECUTING one is not seen, which the gauge can bear.
+// hold up the watermark until they have one. Refusals that are still watched
+// have rows too, so the rows are read in pages until one is found.
 func (s *store) oldestExecuting(ctx context.Context, m moment) (time.Duration, error) {
-	rows, err := s.q.Query(ctx, ageRowsSQL, ageRows)
-	if err != nil {
-		return 0, fmt.Errorf("read attempts: %w", err)
+	var after [16]byte
+	for {
+		rows, err := s.q.Query(ctx, ageRowsSQL, ageRows, after)
+		if err != nil {
+			return 0, fmt.Errorf("read attempts: %w", err)
+		}
+		raw, err := pgx.CollectRows(rows, pgx.RowTo[[16]byte])
+		if err != nil {
+			return 0, fmt.Errorf("read attempts: %w", err)
+		}
+		last := len(raw) < ageRows
+		if !last {
+			after = raw[len(raw)-1]
+		} else if open, err := s.first(ctx, isOpen, m.watermark, idAt(m.nowMS)); err != nil {
+			return 0, err
+		} else if open != idAt(m.nowMS) {
+			raw = append(raw, open)
+		}
+		age, found, err := s.executing(ctx, m, raw)
+		if found || last || err != nil {
+			return age, err
+		}
 	}
-	raw, err := pgx.CollectRows(rows, pgx.RowTo[[16]byte])
-	if err != nil {
-		return 0, fmt.Errorf("read attempts: %w", err)
-	}
-	end := idAt(m.nowMS)
-	open, err := s.first(ctx, isOpen, m.watermark, end)
-	if err != nil {
-		return 0, err
-	}
-	if open != end {
-		raw = append(raw, open)
-	}
+}
+
+// executing answers how long ago the oldest of these holds that is EXECUTING was
+// claimed.
+func (s *store) executing(ctx context.Context, m moment, raw [][16]byte) (age time.Duration, found bool, err error) {
 	if len(raw) == 0 {
-		return 0, nil
+		return 0, false, nil
 	}
 	slices.SortFunc(raw, func(a, b [16]byte) int { return bytes.Compare(a[:], b[:]) })
 	leaves, err := s.leaves(ctx, raw[0], raw[len(raw)-1])
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	for _, leaf := range leaves {
 		// Claims follow maturity: those of a later day are not older.
 		query := `SELECT min(claimed_at) FROM ` + pgx.Identifier{leaf}.Sanitize() + ` WHERE id = ANY($1) AND status = 2`
 		var claimed *time.Time
 		if err := s.q.QueryRow(ctx, query, raw).Scan(&claimed); err != nil {
-			return 0, fmt.Errorf("read %s: %w", leaf, err)
+			return 0, false, fmt.Errorf("read %s: %w", leaf, err)
 		}
 		if claimed != nil {
-			return m.since(claimed), nil
+			return m.since(claimed), true, nil
 		}
 	}
-	return 0, nil
+	return 0, false, nil
 }
 
 // The order is that of the index of what waits for its refund.

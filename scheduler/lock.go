@@ -82,16 +82,20 @@ func (s *store) tryLock(ctx context.Context) (release func(), err error) {
 type lockWatch struct {
 	since            time.Time
 	floor, watermark holdfast.HoldID
+	xmin             uint64
 	said             bool
 }
 
 // refused takes in that another process has the lock at the moment m, and
 // answers for how long it has had it without getting on: each pass of a
-// dispatcher that is well raises the floor.
+// dispatcher that is well raises the floor, unless a long transaction is in its
+// way, which keeps xmin where it is.
 func (w *lockWatch) refused(m moment, now time.Time) time.Duration {
-	if w.since.IsZero() || m.floor != w.floor || m.watermark != w.watermark {
+	pinned := m.xmin == w.xmin && m.xmin < m.xmax
+	if w.since.IsZero() || m.floor != w.floor || m.watermark != w.watermark || pinned {
 		w.since, w.floor, w.watermark = now, m.floor, m.watermark
 	}
+	w.xmin = m.xmin
 	return now.Sub(w.since)
 }
 

@@ -84,4 +84,9 @@ func TestLockWatch(t *testing.T) {
 	at(3*time.Minute, m, time.Minute)
 	m.watermark = idAt(2)
 	at(4*time.Minute, m, 0)
+	m.xmin, m.xmax = 7, 9 // somebody's long transaction keeps the floor where it is
+	at(5*time.Minute, m, time.Minute)
+	at(6*time.Minute, m, 0)
+	m.xmin = 9
+	at(7*time.Minute, m, time.Minute)
 }

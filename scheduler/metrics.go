@@ -36,7 +36,7 @@ func newLookMetrics(r prometheus.Registerer) (m lookMetrics, err error) {
 			"The gauges of the oldest holds are as old as this.")
 	m.executing = gauge("holdfast_oldest_executing_seconds",
 		"How long ago the oldest EXECUTING hold was claimed, whether undecided, or paid and not credited; 0 when there is none. "+
-			"Looked for among the first 500 rows of attempts, in maturity order, and at the hold that holds up the watermark.")
+			"Looked for in attempts, in maturity order, and at the hold that holds up the watermark.")
 	m.unrefunded = gauge("holdfast_oldest_unrefunded_seconds",
 		"How long ago the oldest FAILED hold whose refund is not done was refused; 0 when there is none.")
 	return m, register(r, m.looked, m.executing, m.unrefunded)
