@@ -134,8 +134,8 @@ func (d *drive) refusedAgain(ctx context.Context, refusal payment.Answer) {
 	}
 }
 
-// watch looks up a payment that a person has declared not made. Should it turn
-// up all the same, the verdict stands and the dead letter late_success says so.
+// watch looks up a payment that was refused, or declared not made by a person,
+// after an attempt without an answer. Should it turn up all the same, the verdict stands and the dead letter late_success says so.
 func (d *drive) watch(ctx context.Context) {
 	permit, err := d.c.cfg.Payment.Allow()
 	if err != nil {

@@ -196,16 +196,16 @@ func (c *Coordinator) resolveHold(w http.ResponseWriter, q *call) error {
 	if err := c.operated(branch.OpResolve, shard, res, err); err != nil {
 		return err
 	}
-	if err := c.giveVerdict(ctx, shard, h, &a); err != nil {
+	if err := c.giveVerdict(ctx, shard, h, &a, res.Lease); err != nil {
 		return err
 	}
 	c.nudge(a.ID)
 	return c.answerHold(ctx, w, a.ID)
 }
 
-func (c *Coordinator) giveVerdict(ctx context.Context, shard int, h holdfast.Hold, a *act) error {
+func (c *Coordinator) giveVerdict(ctx context.Context, shard int, h holdfast.Hold, a *act, lease int64) error {
 	if a.Outcome == notPaid {
-		res := c.shards.Refuse(ctx, shard, []branch.RefuseItem{{ID: a.ID, Reason: notPaid, Detail: a.evidence, Watch: true}})[0]
+		res := c.shards.Refuse(ctx, shard, []branch.RefuseItem{{ID: a.ID, Reason: notPaid, Detail: a.evidence, Watch: true, Lease: lease}})[0]
 		if res.Code == branch.CodeOK {
 			c.count(holdfast.Failed)
 			c.wantRefund(a.ID)

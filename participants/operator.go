@@ -114,8 +114,14 @@ func closeDeadLetters(ctx context.Context, db *pgxpool.Pool, epoch int64, r bran
 
 // These keep drivers away between a person's word and the verdict.
 const (
-	holdOffSQL         = `UPDATE holds_%s SET next_attempt_at = greatest(next_attempt_at, clock_timestamp() + interval '1 minute') WHERE id = $1`
-	holdOffAttemptsSQL = `UPDATE attempts SET next_at = greatest(next_at, clock_timestamp() + interval '1 minute') WHERE hold_id = $1`
+	holdOffSQL = `
+UPDATE holds_%s SET next_attempt_at = greatest(next_attempt_at, clock_timestamp() + interval '1 minute')
+WHERE id = $1 RETURNING (extract(epoch FROM next_attempt_at) * 1000000)::bigint`
+	// A driver that did not come back is no driver any more: the pause is ours.
+	holdOffAttemptsSQL = `
+UPDATE attempts SET next_at = greatest(next_at, clock_timestamp() + interval '1 minute'), driving = false,
+    unsure_at = CASE WHEN driving THEN clock_timestamp() ELSE unsure_at END
+WHERE hold_id = $1`
 )
 
 const (
@@ -128,12 +134,14 @@ const (
 // put aside. The verdict itself follows by Settle or Refuse; when the caller dies
 // before it, the same resolve can be repeated, another outcome cannot. While an
 // attempt runs nobody can know that nothing was paid: not_paid is then busy, and
-// once it is said no attempt begins before the verdict has had a minute to come.
+// once it is said no attempt begins before the verdict has had a minute to come,
+// and a verdict that comes later than the next attempt is refused.
 func resolve(ctx context.Context, db *pgxpool.Pool, epoch int64, r branch.OperatorRequest) (branch.CodeResult, error) {
 	if r.Outcome != "paid" && r.Outcome != "not_paid" {
 		return branch.CodeResult{}, fmt.Errorf("%w: outcome %q is neither paid nor not_paid", holdfast.ErrInvalid, r.Outcome)
 	}
-	return operate(ctx, db, epoch, "resolve_"+r.Outcome, r, func(ctx context.Context, tx pgx.Tx, now time.Time, h holdfast.Hold) (branch.Code, error) {
+	var lease int64
+	answer, err := operate(ctx, db, epoch, "resolve_"+r.Outcome, r, func(ctx context.Context, tx pgx.Tx, now time.Time, h holdfast.Hold) (branch.Code, error) {
 		if h.Status != holdfast.Executing || h.Verdict != holdfast.NoVerdict {
 			return branch.CodeNotResolvable, nil
 		}
@@ -145,13 +153,18 @@ func resolve(ctx context.Context, db *pgxpool.Pool, epoch int64, r branch.Operat
 			if busy, err := driven(ctx, tx, r.ID); err != nil || busy {
 				return branch.CodeBusy, err
 			}
-			for _, sql := range []string{fmt.Sprintf(holdOffSQL, shards.DayOf(r.ID)), holdOffAttemptsSQL} {
-				if _, err := tx.Exec(ctx, sql, [16]byte(r.ID)); err != nil {
-					return "", err
-				}
+			if err := tx.QueryRow(ctx, fmt.Sprintf(holdOffSQL, shards.DayOf(r.ID)), [16]byte(r.ID)).Scan(&lease); err != nil {
+				return "", err
+			}
+			if _, err := tx.Exec(ctx, holdOffAttemptsSQL, [16]byte(r.ID)); err != nil {
+				return "", err
 			}
 		}
 		_, err := tx.Exec(ctx, resolveSQL, [16]byte(r.ID), r.Outcome, now, r.Actor, r.Reason)
 		return branch.CodeOK, err
 	})
+	if answer.Code == branch.CodeOK {
+		answer.Lease = lease
+	}
+	return answer, err
 }

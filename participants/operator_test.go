@@ -36,6 +36,43 @@ func TestNotPaidHoldsDriversOff(t *testing.T) {
 	}
 }
 
+// A verdict that was under way for longer than drivers are kept away is refused:
+// one of them may have a payment open.
+func TestNotPaidThatComesTooLate(t *testing.T) {
+	t.Parallel()
+	b := newBooks(t, 1)
+	h := b.claimed(b.funded(0, 100), b.funded(0, 0), 10)
+	b.must("defer", b.client.Defer(t.Context(), 0, []branch.DeferItem{{ID: h.ID, Dead: branch.DeadOutcomeUnknown, Error: "lost"}})[0].Code)
+	owner := func(sql string) {
+		t.Helper()
+		if _, err := b.set.Owner(0).Exec(t.Context(), sql, [16]byte(h.ID)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Its driver took it over and died.
+	owner(`UPDATE attempts SET driving = true WHERE hold_id = $1`)
+	word := branch.OperatorRequest{ID: h.ID, Actor: "op", Reason: "asked the bank", Outcome: "not_paid"}
+	said, err := b.client.Resolve(t.Context(), 0, word)
+	if err != nil || said.Code != branch.CodeOK || said.Lease == 0 {
+		t.Fatalf("resolve: %+v, %v", said, err)
+	}
+	if again, err := b.client.Resolve(t.Context(), 0, word); err != nil || again.Code != branch.CodeOK || again.Lease < said.Lease {
+		t.Errorf("the same word again: %+v, %v", again, err)
+	} else {
+		said = again
+	}
+	refuse := func() branch.Code {
+		return b.client.Refuse(t.Context(), 0, []branch.RefuseItem{{ID: h.ID, Reason: "not_paid", Watch: true, Lease: said.Lease}})[0].Code
+	}
+	owner(`UPDATE holds SET next_attempt_at = now() WHERE id = $1`) // the minute is over
+	if c := b.client.Claim(t.Context(), 0, []branch.ClaimItem{{ID: h.ID, LeaseMS: 60_000}})[0]; c.Code != branch.CodeRedrive || c.SinceUnsureMS < 0 {
+		t.Fatalf("claim: %+v", c)
+	}
+	if code := refuse(); code != branch.CodeBusy {
+		t.Errorf("a late verdict: %s, want busy", code)
+	}
+}
+
 // Who closes a refusal has not seen the payment that turned up since.
 func TestLateSuccessIsClosedByItself(t *testing.T) {
 	t.Parallel()

@@ -210,6 +210,9 @@ type IDItem struct {
 // CodeResult carries only the code.
 type CodeResult struct {
 	Code Code `json:"code"`
+	// Lease is set by a Resolve as not_paid: until then nobody drives the hold,
+	// and the Refuse that follows must name it.
+	Lease int64 `json:"lease_us,omitempty"`
 }
 
 // CancelItem gives the money of a PENDING hold back: branch 01, op cancel.
