@@ -300,9 +300,11 @@ const proofTimeout = 10 * time.Minute
 func (c *Coordinator) prove(w http.ResponseWriter, q *call) error {
 	ctx, cancel := context.WithTimeout(q.Context(), proofTimeout)
 	defer cancel()
-	// The server's write timeout is made for small answers. A writer that has
-	// no connection behind it has no deadline to move either.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(proofTimeout))
+	// The server's timeouts are made for small answers. The one for reading ends
+	// the request's context too. A writer that has no connection behind it has no
+	// deadlines to move either.
+	rc, until := http.NewResponseController(w), time.Now().Add(proofTimeout)
+	_, _ = rc.SetReadDeadline(until), rc.SetWriteDeadline(until)
 	problem.JSON(w, http.StatusOK, c.ProveLedger(ctx))
 	return nil
 }

@@ -114,7 +114,7 @@ type Coordinator struct {
 	refundCh chan holdfast.HoldID
 
 	draining atomic.Bool
-	proving  sync.Mutex // one ledger proof at a time
+	proving  chan struct{} // one ledger proof at a time
 	mu       sync.Mutex // guards closed: after it is set nothing joins running
 	closed   bool
 	hurry    chan struct{} // closed when waiting for repeated steps must end
@@ -131,6 +131,7 @@ func New(cfg Config) *Coordinator {
 		metrics:  newMetrics(cfg.Metrics),
 		edge:     newEdge(&cfg),
 		driving:  make(chan struct{}, cfg.MaxDriving),
+		proving:  make(chan struct{}, 1),
 		refundCh: make(chan holdfast.HoldID, 4096),
 		hurry:    make(chan struct{}),
 		stop:     func() {},

@@ -29,7 +29,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		Help: "Offenders that the last ledger proof found on a shard; 0 means that its books are whole."}, []string{"shard"})
 	m.proved = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "holdfast_ledger_proved_at_seconds",
 		Help: "When this process last ended a proof of the whole ledger, whatever it found, in Unix seconds; " +
-			"0 before the first, absent as long as HOLDFAST_PROOF_EVERY is 0 and nobody has asked for one."}, nil)
+			"0 before the first, absent while HOLDFAST_PROOF_EVERY is 0."}, nil)
 	r.MustRegister(m.requests, m.duration, m.transitions, m.lag, m.imbalance, m.proved)
 	return m
 }

@@ -35,10 +35,15 @@ type ProofReport struct {
 // It never fails: what could not be proved is in the report. One proof runs at a
 // time, because each reads everything.
 func (c *Coordinator) ProveLedger(ctx context.Context) ProofReport {
-	c.proving.Lock()
-	defer c.proving.Unlock()
 	start := time.Now()
 	r := ProofReport{At: start.UTC(), Shards: []branch.ShardProof{}, Offenders: []branch.Offender{}, Unavailable: []int{}}
+	select {
+	case c.proving <- struct{}{}:
+		defer func() { <-c.proving }()
+	case <-ctx.Done():
+		r.Reason = "another proof is running: not proved"
+		return r
+	}
 	n := c.cfg.Map.Shards
 	proofs, errs := eachShard(ctx, n, c.shards.Prove)
 	for shard, err := range errs {
@@ -69,7 +74,7 @@ func (c *Coordinator) ProveLedger(ctx context.Context) ProofReport {
 	r.OK = len(found) == 0 && r.Reason == ""
 	r.Total.OK, r.Total.At, r.Total.Offenders = r.OK, r.At, r.Offenders
 	r.TookMS = time.Since(start).Milliseconds()
-	if r.Reason == "" {
+	if r.Reason == "" && c.cfg.ProofEvery > 0 {
 		c.metrics.proved.WithLabelValues().Set(float64(time.Now().UnixMilli()) / 1000)
 	}
 	return r

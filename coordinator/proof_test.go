@@ -122,7 +122,7 @@ func proveOver(t *testing.T, s *twoSides) (ProofReport, float64) {
 	t.Helper()
 	registry := prometheus.NewRegistry()
 	c := &Coordinator{cfg: Config{Map: holdfast.EvenShardMap(s.n)}, shards: branch.Client{T: s},
-		log: slog.New(slog.NewTextHandler(io.Discard, nil)), metrics: newMetrics(registry)}
+		log: slog.New(slog.NewTextHandler(io.Discard, nil)), metrics: newMetrics(registry), proving: make(chan struct{}, 1)}
 	r := c.ProveLedger(t.Context())
 	families, err := registry.Gather()
 	if err != nil {

@@ -156,7 +156,7 @@ var table = []Setting{
 		parse: duration(func(c *Config) *time.Duration { return &c.TriggerLease }, 100*time.Millisecond, time.Hour)},
 	{Name: "HOLDFAST_LANES", Default: "0", Help: "batches in flight per shard and kind of step; 0: chosen by the participant",
 		parse: integer(func(c *Config) *int { return &c.Lanes }, 0, 64)},
-	{Name: "HOLDFAST_PROOF_EVERY", Default: "1h",
+	{Name: "HOLDFAST_PROOF_EVERY", Default: "24h",
 		Help:  "how often a coordinator proves the whole ledger by itself, which reads all of it; 0: only when asked",
 		parse: orZero(duration(func(c *Config) *time.Duration { return &c.ProofEvery }, time.Second, 30*24*time.Hour))},
 	{Name: "HOLDFAST_JWT_SECRET", Help: "HS256 secret, 32 characters or more (default: a development secret in the data directory)",

@@ -92,7 +92,7 @@ func TestWrongSettingIsOneLineThatNamesIt(t *testing.T) {
 
 func TestProofEveryCanBeNever(t *testing.T) {
 	t.Parallel()
-	for set, want := range map[string]time.Duration{"": time.Hour, "0": 0, "6h": 6 * time.Hour} {
+	for set, want := range map[string]time.Duration{"": 24 * time.Hour, "0": 0, "6h": 6 * time.Hour} {
 		c, err := Load([]string{"HOLDFAST_PROOF_EVERY=" + set}, nil)
 		if err != nil || c.ProofEvery != want {
 			t.Errorf("%q is %v, %v, want %s", set, c, err, want)
