@@ -119,7 +119,7 @@ func dieAt(point pointPlace) func(context.Context, *Run) error {
 			if err := r.armed(ctx, fmt.Sprintf("%s:exit:%d", point.name, 1+r.Rand.IntN(4)), who...); err != nil {
 				return err
 			}
-			_ = r.Until(ctx, 8*time.Second, "the strikes", func() bool { return r.strikesAt(point.name)-before >= len(who) })
+			_ = r.Until(ctx, 15*time.Second, "the strikes", func() bool { return r.strikesAt(point.name)-before >= len(who) })
 			r.Struck(r.strikesAt(point.name) - before)
 			// Longer than what a restart itself would make good: triggers that
 			// were lost with the dead must be found by somebody.
@@ -160,21 +160,24 @@ func act(role cluster.Role, action string) func(context.Context, *Run) error {
 			chosen = append(chosen, mine[i])
 			plan = append(plan, mine[i]+":"+action)
 		}
-		before := 0
-		for _, p := range chosen {
-			before += r.strikesAt(p)
+		strikes := func() (n int) {
+			for _, p := range chosen {
+				n += r.strikesAt(p)
+			}
+			return n
 		}
+		before := strikes()
 		r.Note("plan %s", strings.Join(plan, ","))
 		if err := r.armed(ctx, strings.Join(plan, ","), r.one(role)); err != nil {
 			return err
 		}
-		// The first seconds the calls stay where they went when it was restarted.
+		// The first seconds the calls stay where they went when it was restarted,
+		// and longer if the faults before this one have made them wary of it.
 		err := r.Wait(ctx, 7*time.Second)
-		after := 0
-		for _, p := range chosen {
-			after += r.strikesAt(p)
+		if err == nil {
+			_ = r.Until(ctx, 20*time.Second, "a strike", func() bool { return strikes() > before })
 		}
-		r.Struck(after - before)
+		r.Struck(strikes() - before)
 		return err
 	}
 }
