@@ -115,7 +115,7 @@ type Coordinator struct {
 
 	draining atomic.Bool
 	proving  chan struct{} // one ledger proof at a time
-	mu       sync.Mutex // guards closed: after it is set nothing joins running
+	mu       sync.Mutex    // guards closed: after it is set nothing joins running
 	closed   bool
 	hurry    chan struct{} // closed when waiting for repeated steps must end
 	stop     context.CancelFunc
