@@ -83,17 +83,17 @@ func driven(ctx context.Context, tx pgx.Tx, id holdfast.HoldID) (is bool, err er
 // refusal has not seen the payment that turned up since.
 const closeSQL = `
 UPDATE dead_letters SET closed_at = $2, closed_by = $3, note = $4, resolution = coalesce(resolution, 'closed')
-WHERE hold_id = $1 AND closed_at IS NULL AND ($5 OR code <> 'outcome_unknown')
+WHERE hold_id = $1 AND closed_at IS NULL AND ($5 OR code NOT IN ('outcome_unknown', 'impossible_state'))
   AND (code <> 'late_success' OR $6 AND NOT EXISTS (
        SELECT FROM dead_letters o WHERE o.hold_id = $1 AND o.closed_at IS NULL AND o.code <> 'late_success'))`
 
 const unknownOpenSQL = `
-SELECT EXISTS (SELECT FROM dead_letters WHERE hold_id = $1 AND closed_at IS NULL AND code = 'outcome_unknown')`
+SELECT EXISTS (SELECT FROM dead_letters WHERE hold_id = $1 AND closed_at IS NULL AND code IN ('outcome_unknown', 'impossible_state'))`
 
 // closeDeadLetters closes what is open about a hold. It moves no money: a
-// refund that is still to do is still done. An outcome_unknown without a verdict
-// is not closed, nor is a late_success before it is the only one; by a refund
-// (the outcome says so) never.
+// refund that is still to do is still done. An outcome_unknown or an
+// impossible_state without a verdict is not closed, nor is a late_success before
+// it is the only one; by a refund (the outcome says so) never.
 func closeDeadLetters(ctx context.Context, db *pgxpool.Pool, epoch int64, r branch.OperatorRequest) (branch.CodeResult, error) {
 	return operate(ctx, db, epoch, "close", r, func(ctx context.Context, tx pgx.Tx, now time.Time, h holdfast.Hold) (branch.Code, error) {
 		undecided := h.Status == holdfast.Executing && h.Verdict == holdfast.NoVerdict

@@ -17,6 +17,9 @@ func TestNotPaidHoldsDriversOff(t *testing.T) {
 	for _, dead := range []string{branch.DeadOutcomeUnknown, branch.DeadImpossible} {
 		h := b.claimed(from, to, 10)
 		b.must("defer", b.client.Defer(t.Context(), 0, []branch.DeferItem{{ID: h.ID, Dead: dead, Error: "lost", Unsure: true}})[0].Code)
+		if r, err := b.client.Close(t.Context(), 0, branch.OperatorRequest{ID: h.ID, Actor: "op", Reason: "seen"}); err != nil || r.Code != branch.CodeStillExecuting {
+			t.Errorf("close of %s without a verdict: %s, %v", dead, r.Code, err)
+		}
 		word := branch.OperatorRequest{ID: h.ID, Actor: "op", Reason: "asked the bank", Outcome: "not_paid"}
 		if r, err := b.client.Resolve(t.Context(), 0, word); err != nil || r.Code != branch.CodeOK {
 			t.Fatalf("resolve of %s: %+v, %v", dead, r, err)
