@@ -12,16 +12,22 @@ import (
 	"github.com/holdfast-escrow/holdfast/internal/branch"
 )
 
-// A driver that was paused beyond its lease decides nothing: another one may
-// have a payment open.
-func TestPausedDriverDecidesNothing(t *testing.T) {
-	t.Parallel()
+// newDriver is a coordinator whose drives have a lease of a minute.
+func newDriver(t *testing.T) *api {
+	t.Helper()
 	pay, err := payment.New(payment.Config{URL: "http://127.0.0.1:1", Timeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(pay.Close)
-	a := newAPI(t, func(c *Config) { c.Payment, c.LeaseMargin, c.GiveUp = pay, time.Minute, time.Hour })
+	return newAPI(t, func(c *Config) { c.Payment, c.LeaseMargin, c.GiveUp = pay, time.Minute, time.Hour })
+}
+
+// A driver that was paused beyond its lease decides nothing: another one may
+// have a payment open.
+func TestPausedDriverDecidesNothing(t *testing.T) {
+	t.Parallel()
+	a := newDriver(t)
 	a.answerHold(branch.OpRefuse, branch.CodeOK, aHold(holdfast.Failed))
 	a.shards.on(branch.OpDefer, each(func(branch.DeferItem) branch.CodeResult { return branch.CodeResult{Code: branch.CodeOK} }))
 	decide := func(ago time.Duration) {
@@ -43,12 +49,7 @@ func TestPausedDriverDecidesNothing(t *testing.T) {
 // next driver; a lease that is over there is not taken for a fault.
 func TestDriverNamesItsLease(t *testing.T) {
 	t.Parallel()
-	pay, err := payment.New(payment.Config{URL: "http://127.0.0.1:1", Timeout: time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pay.Close)
-	a := newAPI(t, func(c *Config) { c.Payment, c.LeaseMargin, c.GiveUp = pay, time.Minute, time.Hour })
+	a := newDriver(t)
 	var leases []int64
 	a.shards.on(branch.OpRefuse, each(func(i branch.RefuseItem) branch.HoldResult {
 		leases = append(leases, i.Lease)
