@@ -224,7 +224,7 @@ func TestRetryRefundClose(t *testing.T) {
 			return branch.CodeResult{Code: code}, nil
 		})
 		r := a.want(a.send(http.MethodPost, path+act, why), 200, "")
-		if got.Actor != "shop" || got.Reason != "asked by support" || r.doc["hold_id"] != aHold(0).ID.String() {
+		if got.Actor != "shop" || got.Reason != "asked by support" || got.Outcome != "" || r.doc["hold_id"] != aHold(0).ID.String() {
 			t.Errorf("%s: asked %+v, got %s", act, got, r.Body)
 		}
 		for c, status := range map[branch.Code]int{branch.CodeNotRetryable: 409, branch.CodeNoDeadLetter: 404, branch.CodeStillExecuting: 409, branch.CodeBusy: 409, branch.CodeNotFound: 404} {
@@ -236,7 +236,12 @@ func TestRetryRefundClose(t *testing.T) {
 		a.shards.on(op, breaks(errors.New("reset")))
 		a.want(a.send(http.MethodPost, path+act, why), 500, "outcome_unknown")
 	}
-	a.shards.on(branch.OpClose, says(branch.CodeResult{Code: branch.CodeNoDeadLetter}))
+	a.shards.on(branch.OpClose, func(_ int, in any) (any, error) {
+		if got := in.(branch.OperatorRequest); got.Outcome != branch.ByRefund || got.Reason != "asked by support" {
+			t.Errorf("a refund closes with %+v; a payment that turned up since must stay open", got)
+		}
+		return branch.CodeResult{Code: branch.CodeNoDeadLetter}, nil
+	})
 	for code, status := range map[branch.Code]int{branch.CodeOK: 200, branch.CodeAlready: 200, branch.CodeNotRefundable: 409,
 		branch.CodeNotFound: 404, branch.CodeOutcomeUnknown: 500} {
 		a.answerHold(branch.OpRefund, code, aHold(holdfast.Failed))

@@ -50,3 +50,26 @@ func TestCash(t *testing.T) {
 	}
 	b.wantBalance(u, 0, 0)
 }
+
+// The quick way to fund a benchmark goes through the same books: a proof that
+// saw coins without a deposit would refuse every benchmark.
+func TestBulkFundingIsDeposits(t *testing.T) {
+	t.Parallel()
+	b := newBooks(t, 1)
+	users := [][16]byte{b.user(0), b.user(0)}
+	for _, want := range []int{2, 0} { // accounts opened: a second time there are deposits only
+		var opened int
+		if err := b.set.Money(0).QueryRow(t.Context(), `SELECT holdfast_bulk_fund($1, $2::uuid[], 'RBX', 70)`, b.set.Map().Epoch, users).Scan(&opened); err != nil || opened != want {
+			t.Fatalf("opened %d, %v; want %d", opened, err, want)
+		}
+	}
+	if n := count(t, b.set.Reads(0), `SELECT count(*) FROM cash WHERE amount = 70 AND kind = 6`); n != 4 {
+		t.Errorf("%d deposits, want 4", n)
+	}
+	if n := count(t, b.set.Reads(0), `SELECT count(*) FROM accounts WHERE available = 140`); n != 2 {
+		t.Errorf("%d accounts have 140, want 2", n)
+	}
+	if p, err := prove(t.Context(), b.set.Reads(0), 0); err != nil || !p.OK {
+		t.Errorf("%+v, %v", p.Offenders, err)
+	}
+}
