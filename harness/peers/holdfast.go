@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -62,26 +63,56 @@ func (o *options) benchArgs(job string, rate float64) []string {
 		"--delay", l.minWait.String() + ".." + l.maxWait.String(), "--yardstick", "0s", "-o", "json"}
 }
 
-// environment makes a Holdfast of this run pay at the common simulator.
-func (l *lab) environment(more ...string) []string {
-	return append([]string{"HOLDFAST_PAYMENT_URL=" + l.pay.url}, more...)
-}
-
-// runHoldfast does one job once with Holdfast on a stack of its own.
+// runHoldfast does one job once with Holdfast on fresh databases: all roles in
+// one process, the load generator in another.
 func (l *lab) runHoldfast(ctx context.Context, job string, rate float64) (f figures, err error) {
-	if err := l.pay.reset(ctx); err != nil {
-		return f, err
-	}
-	if job == "crash" {
-		return l.crashHoldfast(ctx)
-	}
-	var out bytes.Buffer
-	args := append(l.o.benchArgs(job, rate), "--embedded", "--settle", l.o.settle.String())
-	p, err := spawn("holdfast bench", l.binary, args, l.environment(), &out, nil)
+	dsns, drop, err := l.databases(ctx)
 	if err != nil {
 		return f, err
 	}
-	return l.benchResult(ctx, p, &out, job)
+	defer drop()
+	if err := l.pay.reset(ctx); err != nil {
+		return f, err
+	}
+	u, err := l.newUp(ctx, dsns[:l.o.shards])
+	if err != nil {
+		return f, err
+	}
+	if err := u.start(ctx); err != nil {
+		return f, err
+	}
+	defer func() { u.proc.stop() }()
+	settle := l.o.settle
+	if job == "crash" {
+		settle *= 4
+	}
+	loading := make(chan struct{})
+	begun := sync.OnceFunc(func() { close(loading) })
+	var out bytes.Buffer
+	args := append(l.o.benchArgs(job, rate), "--settle", settle.String())
+	bench, err := spawn("holdfast bench", l.binary, args, u.env, &out, func(line string) {
+		if strings.HasPrefix(line, "lifecycle:") {
+			begun()
+		}
+	})
+	if err != nil {
+		return f, err
+	}
+	var back time.Time
+	if job == "crash" {
+		select {
+		case <-loading:
+		case <-bench.done:
+			return f, fmt.Errorf("holdfast bench has ended: %s", bench.said())
+		}
+		if back, err = u.crash(ctx); err != nil {
+			return f, err
+		}
+	}
+	if f, err = l.benchResult(ctx, bench, &out, job); job == "crash" {
+		f.RecoveredS = time.Since(back).Seconds()
+	}
+	return f, err
 }
 
 // benchResult waits for the end of a bench and reads what it printed.
@@ -103,6 +134,9 @@ func (l *lab) benchResult(ctx context.Context, p *proc, out *bytes.Buffer, job s
 	paid, err := l.pay.effects(ctx)
 	f.Payments, f.Doubles = int64(paid.Payments), int64(paid.Doubles)
 	f.Unpaid = f.Done - (f.Payments - f.Doubles)
+	if err == nil && f.Open == 0 && f.Unpaid != 0 {
+		err = fmt.Errorf("%d holds are executed, the simulator made %d payments: these figures are of something else", f.Done, f.Payments)
+	}
 	return f, err
 }
 
@@ -116,7 +150,7 @@ type upProcess struct {
 
 func (l *lab) newUp(ctx context.Context, dsns []string) (*upProcess, error) {
 	u := &upProcess{l: l}
-	redis, err := l.redis(ctx)
+	redis, err := l.redis(ctx, "no")
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +164,8 @@ func (l *lab) newUp(ctx context.Context, dsns []string) (*upProcess, error) {
 		addrs = append(addrs, fmt.Sprintf("127.0.0.1:%d", port))
 	}
 	u.admin = addrs[1]
-	u.env = l.environment("HOLDFAST_SHARDS="+strings.Join(dsns, ","), "HOLDFAST_REDIS_URL="+redis, "HOLDFAST_DATA="+data)
+	u.env = []string{"HOLDFAST_PAYMENT_URL=" + l.pay.url, "HOLDFAST_SHARDS=" + strings.Join(dsns, ","), "HOLDFAST_REDIS_URL=" + redis,
+		"HOLDFAST_DATA=" + data, "HOLDFAST_PROOF_EVERY=0"} // a proof that nobody asked for must not fall into a measurement
 	u.args = []string{"up", "--api-addr", addrs[0], "--admin-addr", addrs[1], "--sim-addr", addrs[2]}
 	return u, os.MkdirAll(data, 0o755)
 }
@@ -142,46 +177,12 @@ func (u *upProcess) start(ctx context.Context) (err error) {
 	return u.proc.until(ctx, func(ctx context.Context) bool { return answers(ctx, "http://"+u.admin+"/readyz") })
 }
 
-// crashHoldfast kills the one process that has all roles, the public API too,
-// in the middle of the load.
-func (l *lab) crashHoldfast(ctx context.Context) (f figures, err error) {
-	dsns, drop, err := l.databases(ctx)
-	if err != nil {
-		return f, err
-	}
-	defer drop()
-	u, err := l.newUp(ctx, dsns[:l.o.shards])
-	if err != nil {
-		return f, err
-	}
-	if err := u.start(ctx); err != nil {
-		return f, err
-	}
-	defer func() { u.proc.stop() }()
-	loading := make(chan struct{}, 1)
-	var out bytes.Buffer
-	args := append(l.o.benchArgs("crash", 0), "--settle", (4 * l.o.settle).String())
-	bench, err := spawn("holdfast bench", l.binary, args, u.env, &out, func(line string) {
-		if strings.HasPrefix(line, "lifecycle:") {
-			loading <- struct{}{}
-		}
-	})
-	if err != nil {
-		return f, err
-	}
-	select {
-	case <-loading:
-	case <-bench.done:
-		return f, fmt.Errorf("holdfast bench has ended: %s", bench.said())
-	}
+// crash kills the one process that has all roles, the public API too, in the
+// middle of the load, and says when it was started again.
+func (u *upProcess) crash(ctx context.Context) (back time.Time, err error) {
 	wait(ctx, killAfter)
 	u.proc.kill()
 	wait(ctx, reviveAfter)
-	back := time.Now()
-	if err := u.start(ctx); err != nil {
-		return f, err
-	}
-	f, err = l.benchResult(ctx, bench, &out, "crash")
-	f.RecoveredS = time.Since(back).Seconds()
-	return f, err
+	back = time.Now()
+	return back, u.start(ctx)
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -14,12 +13,10 @@ import (
 
 	"github.com/holdfast-escrow/holdfast/internal/embed"
 	"github.com/jackc/pgx/v5"
-	"github.com/redis/go-redis/v9"
 )
 
-// lab is what all runs share: PostgreSQL servers and Redis for the peers, with
-// the settings that Holdfast's own have, the payment simulator, and the
-// programs. Each run gets fresh databases.
+// lab is what all runs share: PostgreSQL servers with the settings that
+// Holdfast's embedded ones have, Redis, the payment simulator, and the programs. Each run gets fresh databases.
 type lab struct {
 	o      *options
 	dir    string
@@ -55,11 +52,8 @@ func newLab(ctx context.Context, o *options) (_ *lab, err error) {
 			return nil, err
 		}
 	}
-	say("starting PostgreSQL servers and Redis for the peers")
+	say("starting PostgreSQL servers and Redis")
 	if l.stack, err = embed.Start(ctx, embed.Config{Dir: filepath.Join(l.dir, "servers")}); err != nil {
-		return nil, err
-	}
-	if err := l.keepRedisLog(ctx); err != nil {
 		return nil, err
 	}
 	return l, l.startSim(ctx)
@@ -87,21 +81,6 @@ func (l *lab) build(ctx context.Context) error {
 		return fmt.Errorf("build holdfast: %w\n%s", err, out)
 	}
 	return nil
-}
-
-// keepRedisLog makes Redis keep a log on disk. Holdfast needs none, so the
-// embedded server has none; for asynq it is the only place where a task is.
-func (l *lab) keepRedisLog(ctx context.Context) error {
-	if l.o.redisFsync == "no" {
-		return nil
-	}
-	opt, err := redis.ParseURL(l.stack.RedisURL)
-	if err != nil {
-		return err
-	}
-	c := redis.NewClient(opt)
-	defer c.Close()
-	return errors.Join(c.ConfigSet(ctx, "appendfsync", l.o.redisFsync).Err(), c.ConfigSet(ctx, "appendonly", "yes").Err())
 }
 
 func (l *lab) startSim(ctx context.Context) error {
@@ -170,10 +149,20 @@ func (l *lab) exec(ctx context.Context, server int, sql string) error {
 }
 
 // redis is the URL of a database that is empty and that only this run uses.
-func (l *lab) redis(ctx context.Context) (string, error) {
+// The log on disk is for who loses work without it: for asynq it is the only
+// place where a task is, Holdfast needs none.
+func (l *lab) redis(ctx context.Context, fsync string) (string, error) {
+	kept := [][]string{{"CONFIG", "SET", "appendonly", "no"}, {"FLUSHALL"}}
+	if fsync != "no" {
+		kept = append(kept, []string{"CONFIG", "SET", "appendfsync", fsync}, []string{"CONFIG", "SET", "appendonly", "yes"})
+	}
 	db := 1 + l.runs%(embed.RedisDatabases-1)
-	_, err := l.stack.Redis.Command(ctx, db, "FLUSHDB")
-	return l.stack.Redis.URL(db), err
+	for _, c := range kept {
+		if _, err := l.stack.Redis.Command(ctx, db, c...); err != nil {
+			return "", err
+		}
+	}
+	return l.stack.Redis.URL(db), nil
 }
 
 func freePort() (int, error) {

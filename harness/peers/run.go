@@ -53,7 +53,7 @@ func (l *lab) runPeer(ctx context.Context, name, job string, rate float64) (f fi
 	}
 	defer drop()
 	s := site{lab: l, dsns: dsns, job: job}
-	if s.redis, err = l.redis(ctx); err != nil {
+	if s.redis, err = l.redis(ctx, l.o.redisFsync); err != nil {
 		return f, err
 	}
 	port, err := freePort()
