@@ -134,8 +134,8 @@ func TestGoalsAndSuitesFitTogether(t *testing.T) {
 	}
 	var half Config
 	quick[3].set(&half, map[string]*Report{rowLifecycle: sample(800)})
-	if half.Rate != 200 {
-		t.Errorf("half of 400 executions a second are %g", half.Rate)
+	if half.Rate != 200 || half.PaymentLatency != time.Millisecond {
+		t.Errorf("half of 400 executions a second are %g, payments take %s", half.Rate, half.PaymentLatency)
 	}
 }
 
