@@ -27,6 +27,9 @@ func TestBenchEmbedded(t *testing.T) {
 		Acknowledged int64              `json:"acknowledged"`
 		Executed     int64              `json:"executed"`
 		LagP99       float64            `json:"lag_p99_ms"`
+		Seen         int64              `json:"lag_seen_holds"`
+		SeenP99      float64            `json:"lag_seen_p99_ms"`
+		CommitP50    float64            `json:"lag_commit_p50_ms"`
 		CPU          map[string]float64 `json:"cpu_seconds"`
 		WAL          float64            `json:"wal_bytes_per_hold"`
 		Disk         float64            `json:"disk_bytes_per_hold"`
@@ -52,6 +55,9 @@ func TestBenchEmbedded(t *testing.T) {
 		if run.Acknowledged != 150 || run.Executed != 150 || answered != 150 || executed != 150 || !run.OK {
 			t.Errorf("run %d: %d acknowledged, %d executed, on the time line %d and %d; want 150 of all, and a whole ledger: %t",
 				i, run.Acknowledged, run.Executed, answered, executed, run.OK)
+		}
+		if run.Seen == 0 || run.CommitP50 <= 0 || run.SeenP99 <= run.CommitP50 {
+			t.Errorf("run %d: %d holds were watched: seen p99 %g ms after maturity, p50 %g ms after executed_at", i, run.Seen, run.SeenP99, run.CommitP50)
 		}
 		if run.LagP99 <= 0 || run.WAL <= 0 || run.RSS <= 0 {
 			t.Errorf("run %d: lag %g ms, WAL %g, RSS %d", i, run.LagP99, run.WAL, run.RSS)

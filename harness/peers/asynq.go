@@ -59,7 +59,10 @@ func asynqRedis(url string, pool int) (asynq.RedisConnOpt, error) {
 	return c, nil
 }
 
+// create moves the due time to the next whole second: asynq keeps no others, and
+// would do a transfer that is due in between up to a second too early.
 func (p *asynqPeer) create(ctx context.Context, t *transfer) error {
+	t.DueUS = t.due().Add(time.Second - 1).Truncate(time.Second).UnixMicro()
 	tag, err := p.db.Exec(ctx, beginSQL, t.ID, t.Sender, t.Recipient, amount, t.due())
 	if err := one(tag.RowsAffected(), err, "debit"); err != nil {
 		return err

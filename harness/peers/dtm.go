@@ -37,11 +37,18 @@ type dtmPeer struct {
 // environment.
 func dtmServer() {
 	os.Args = os.Args[:1]
+	keepConnections()
 	version := "v1.18.0"
 	if app, _ := entry.Main(&version); app == nil {
 		os.Exit(1)
 	}
 	select {}
+}
+
+// keepConnections of dtm's HTTP client, in its server and in ours: its default
+// is one idle connection per core and host.
+func keepConnections() {
+	dtmcli.GetRestyClient().SetTransport(&http.Transport{MaxIdleConnsPerHost: 512})
 }
 
 // mute stands for the logger of dtm's client, which writes to our stdout.
@@ -84,8 +91,8 @@ func (p *dtmPeer) setup(ctx context.Context) (err error) {
 	}
 	dtmcli.SetCurrentDBType(dtmcli.DBTypePostgres)
 	logger.WithLogger(mute{})
-	// Its default keeps one idle connection per core and host.
-	dtmcli.GetRestyClient().SetTransport(&http.Transport{MaxIdleConnsPerHost: 512}).SetTimeout(30 * time.Second)
+	keepConnections()
+	dtmcli.GetRestyClient().SetTimeout(30 * time.Second)
 	if err := p.settings(); err != nil {
 		return err
 	}
@@ -181,8 +188,8 @@ func (p *dtmPeer) tcc(ctx context.Context, t transfer) error {
 }
 
 // message debits in a local transaction and has dtm call the recipient's branch
-// after the delay. Only whole seconds can be asked for, so the due time is
-// moved to one: rounding is not counted as lag.
+// after the delay. Only whole seconds of delay can be asked for, so the due time
+// is moved to one: rounding is not counted as lag.
 func (p *dtmPeer) message(t *transfer) error {
 	delay := max(time.Until(t.due()).Round(time.Second), time.Second)
 	t.DueUS = time.Now().Add(delay).UnixMicro()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,17 +17,19 @@ import (
 // benchReport are the fields that are read of what `holdfast bench -o json`
 // prints.
 type benchReport struct {
-	Acknowledged int64            `json:"acknowledged"`
-	Executed     int64            `json:"executed"`
-	Open         int64            `json:"open"` // as last seen; means nothing once all is settled
-	Settled      bool             `json:"settled"`
-	CreatedPerS  float64          `json:"created_per_s"`
-	ExecutedPerS float64          `json:"executed_per_s"`
-	LagP50       float64          `json:"lag_p50_ms"`
-	LagP99       float64          `json:"lag_p99_ms"`
-	LagMax       float64          `json:"lag_max_ms"`
-	Errors       map[string]int64 `json:"errors"`
-	LedgerOK     bool             `json:"ledger_ok"`
+	Acknowledged int64   `json:"acknowledged"`
+	Executed     int64   `json:"executed"`
+	Open         int64   `json:"open"` // as last seen; means nothing once all is settled
+	Settled      bool    `json:"settled"`
+	CreatedPerS  float64 `json:"created_per_s"`
+	ExecutedPerS float64 `json:"executed_per_s"`
+	Early        int64   `json:"early"`
+	// As the peers' workers: until the commit, which the bench sees from outside.
+	LagP50   float64          `json:"lag_seen_p50_ms"`
+	LagP99   float64          `json:"lag_seen_p99_ms"`
+	LagMax   float64          `json:"lag_max_ms"`
+	Errors   map[string]int64 `json:"errors"`
+	LedgerOK bool             `json:"ledger_ok"`
 }
 
 func (r benchReport) figures(job string) figures {
@@ -34,6 +37,9 @@ func (r benchReport) figures(job string) figures {
 		Acked: r.Acknowledged, Done: r.Executed, Open: r.Open}
 	if r.Settled {
 		f.Open = 0
+	}
+	if r.Executed > 0 {
+		f.Early = float64(r.Early) / float64(r.Executed)
 	}
 	for _, n := range r.Errors {
 		f.Failed += n
@@ -43,9 +49,6 @@ func (r benchReport) figures(job string) figures {
 		f = figures{PerS: r.CreatedPerS, Acked: r.Acknowledged, Failed: f.Failed, Open: r.Acknowledged}
 	case "crash":
 		f.PerS, f.LagP50, f.LagP99, f.LagMax = 0, 0, 0, 0
-	}
-	if !r.LedgerOK {
-		f.Note = "the ledger is NOT whole"
 	}
 	return f
 }
@@ -128,6 +131,9 @@ func (l *lab) benchResult(ctx context.Context, p *proc, out *bytes.Buffer, job s
 		return f, fmt.Errorf("holdfast bench gave no report: %s", p.said())
 	}
 	f = r.figures(job)
+	if !r.LedgerOK {
+		return f, errors.New("Holdfast's ledger is NOT whole: these figures mean nothing")
+	}
 	if job == "start" {
 		return f, nil
 	}

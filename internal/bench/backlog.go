@@ -162,7 +162,10 @@ func playDrain(ctx context.Context, b *run) error {
 		return errors.Join(err, stopErr)
 	}
 	mended := time.Now()
-	b.mend(ctx)
+	if err := b.faults(ctx, simFaults{LatencyMS: b.cfg.PaymentLatency.Milliseconds()}); err != nil {
+		_, stopErr := stop()
+		return errors.Join(err, stopErr)
+	}
 	b.Note("payments work again, %d holds are overdue", overdue)
 	b.allEnded(ctx, at, at.Add(spread))
 	ended := time.Now()

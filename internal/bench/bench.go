@@ -8,6 +8,7 @@ package bench
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -52,6 +53,8 @@ func (t *Bench) Run(ctx context.Context, cfg Config) (*Report, error) {
 	if err := s.possible(t); err != nil {
 		return nil, err
 	}
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	b := &run{Bench: t, cfg: &cfg, report: newReport(&cfg), series: series{}}
 	if err := b.prepare(ctx); err != nil {
 		return nil, err
@@ -69,7 +72,13 @@ func (t *Bench) Run(ctx context.Context, cfg Config) (*Report, error) {
 	// What follows must also be done after a Ctrl-C: it is the result. The
 	// waiting for the holds alone is cut short by it.
 	b.settle(ctx)
+	if b.watched != nil {
+		b.report.witnessed(b.watched().of(b.steadyFrom, b.steadyTo))
+	}
 	b.conclude(context.WithoutCancel(ctx))
+	if b.acked == 0 && ctx.Err() == nil {
+		return nil, fmt.Errorf("nothing was acknowledged, there is nothing to report: %v", b.report.Errors)
+	}
 	return b.report, nil
 }
 
@@ -86,6 +95,7 @@ type run struct {
 	// the last.
 	steadyFrom, steadyTo time.Time
 	before               counters
+	watched              func() *witness // ends the watch; nil: there was none
 	triggers             triggerMemory
 	finish               func(firstExecuted, lastExecuted time.Time) // figures of the scenario; may be nil
 	recovered            time.Time                                   // shard-down: when no hold was overdue
@@ -118,6 +128,9 @@ func (b *run) begin(ctx context.Context) {
 // main drives the phase whose rates and latencies are those of the report.
 func (b *run) main(ctx context.Context, p phase) (*seen, error) {
 	p.Start = time.Now()
+	if b.shards != nil && b.cfg.settles() && b.watched == nil {
+		b.watched = b.shards.watch(ctx)
+	}
 	s, err := b.load(ctx, p)
 	if err != nil {
 		return nil, err

@@ -126,13 +126,16 @@ func (o *openHolds) count(ctx context.Context) (int64, error) {
 // the logarithm of their lag in steps of half a per cent.
 const outcomeSQL = `SELECT floor(extract(epoch FROM executed_at))::bigint,
        floor(ln(greatest(extract(epoch FROM executed_at - unlock_at), 0.0001)) * 200)::bigint,
-       count(*), count(*) FILTER (WHERE executed_at BETWEEN $4 AND $5), min(executed_at), max(executed_at)
+       count(*), count(*) FILTER (WHERE executed_at BETWEEN $4 AND $5), count(*) FILTER (WHERE unlock_at BETWEEN $4 AND $5),
+       count(*) FILTER (WHERE executed_at < unlock_at), min(executed_at), max(executed_at)
 FROM holds
 WHERE id >= $1 AND id < $2 AND created_at >= $3 AND status = 3
 GROUP BY 1, 2`
 
 // outcome reads what became of the holds of the run: how many were executed,
-// how late, and how many per second.
+// how late, and how many per second. Where the run has a steady part, the lag is
+// that of the holds that matured in it, however late they were: those of the
+// warm-up and of the quiet end would make it look better.
 func (b *run) outcome(ctx context.Context) error {
 	if b.lastDue.IsZero() {
 		return nil
@@ -148,14 +151,18 @@ func (b *run) outcome(ctx context.Context) error {
 		}
 		defer rows.Close()
 		for rows.Next() {
-			var unix, step, n, within int64
+			var unix, step, n, within, due, early int64
 			var lo, hi time.Time
-			if err := rows.Scan(&unix, &step, &n, &within, &lo, &hi); err != nil {
+			if err := rows.Scan(&unix, &step, &n, &within, &due, &early, &lo, &hi); err != nil {
 				return err
 			}
 			late := time.Duration(math.Exp((float64(step)+0.5)/200) * float64(time.Second))
 			mu.Lock()
-			lag.recordN(late, n)
+			if b.steadyFrom.IsZero() {
+				due = n
+			}
+			lag.recordN(late, due)
+			b.report.Early += early
 			one := lags.at(unix)
 			one.N += n
 			one.Latency.recordN(late, n)

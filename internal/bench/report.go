@@ -35,6 +35,14 @@ type Report struct {
 	LagP50    float64 `json:"lag_p50_ms"`
 	LagP99    float64 `json:"lag_p99_ms"`
 	LagMax    float64 `json:"lag_max_ms"`
+	// Of a few holds: the lag until others could see that they are executed,
+	// which is after the commit and its flush, and the part after executed_at.
+	SeenP50   float64 `json:"lag_seen_p50_ms"`
+	SeenP99   float64 `json:"lag_seen_p99_ms"`
+	CommitP50 float64 `json:"lag_commit_p50_ms"`
+	CommitP99 float64 `json:"lag_commit_p99_ms"`
+	Seen      int64   `json:"lag_seen_holds"`
+	Early     int64   `json:"early"` // executed before their time; must be 0
 	// LagSampled: lag and executions are estimated from a sample of holds.
 	LagSampled bool `json:"lag_sampled,omitempty"`
 
@@ -109,6 +117,13 @@ func (r *Report) executions(n int64, lag *histogram, lags series, first, last ti
 	r.LagP50, r.LagP99, r.LagMax = lag.ms(50), lag.ms(99), lag.maxMS()
 }
 
+// witnessed takes over what was seen from outside.
+func (r *Report) witnessed(lag, commit *histogram) {
+	r.Seen = lag.TotalCount()
+	r.SeenP50, r.SeenP99 = lag.ms(50), lag.ms(99)
+	r.CommitP50, r.CommitP99 = commit.ms(50), commit.ms(99)
+}
+
 // used charges the run with the difference of the counters. A product that was
 // killed and started again has used less than before.
 func (r *Report) used(before, after counters) {
@@ -179,6 +194,6 @@ func (r *Report) during(s *seen, from, to time.Time) {
 	r.figure("create_p99_during_ms", s.Series.between(from, to.Add(time.Second)).ms(99))
 }
 
-// OK reports whether the run kept its promises: the ledger is whole and, where
-// the run waited for it, every hold has ended.
-func (r *Report) OK() bool { return r.LedgerOK && r.Settled }
+// OK reports whether the run kept its promises: the ledger is whole, nothing was
+// executed early and, where the run waited for it, every hold has ended.
+func (r *Report) OK() bool { return r.LedgerOK && r.Settled && r.Early == 0 }

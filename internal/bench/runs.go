@@ -84,6 +84,10 @@ func Summarize(all []*Report) *Summary {
 		s.Spread[name] = Spread{slices.Min(column), slices.Max(column)}
 	}
 	s.setNumbers(medians)
+	s.Early = 0 // one is too many, so they add up
+	for _, r := range all {
+		s.Early += r.Early
+	}
 	return s
 }
 

@@ -38,6 +38,7 @@ func TestSummarizeTakesMediansOfEveryFigure(t *testing.T) {
 	t.Parallel()
 	all := []*Report{sample(30), sample(10), sample(20)}
 	all[1].LagP99 = 900 // the greatest, in the slowest run
+	all[1].Early = 1
 	s := Summarize(all)
 	if s.CreatedPerS != 20 || s.LagP99 != 300 || s.WALBytes != 20 || s.CPUSeconds["postgres"] != 40 || s.Figures["recovery_s"] != 20 {
 		t.Errorf("the medians are %g/s, lag %g, WAL %d, CPU %v, %v", s.CreatedPerS, s.LagP99, s.WALBytes, s.CPUSeconds, s.Figures)
@@ -47,6 +48,9 @@ func TestSummarizeTakesMediansOfEveryFigure(t *testing.T) {
 	}
 	if s.Spread["lag_p99_ms"] != (Spread{200, 900}) || s.Spread["cpu_seconds.postgres"] != (Spread{20, 60}) {
 		t.Errorf("the spread is %v", s.Spread)
+	}
+	if s.Early != 1 || s.OK() {
+		t.Errorf("%d early holds, ok: %t; one early hold is one too many", s.Early, s.OK())
 	}
 	if s.Errors["overloaded"] != 3 || s.create.TotalCount() != 3 || s.Line[0].Answered != 20 {
 		t.Errorf("errors %v, %d latencies, line %v", s.Errors, s.create.TotalCount(), s.Line)

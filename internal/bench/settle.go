@@ -122,7 +122,9 @@ func (b *run) sampleLag(ctx context.Context) {
 			continue
 		}
 		executed++
-		lag.record(h.ExecutedAt.Sub(h.UnlockAt))
+		if b.steadyFrom.IsZero() || !h.UnlockAt.Before(b.steadyFrom) && h.UnlockAt.Before(b.steadyTo) {
+			lag.record(h.ExecutedAt.Sub(h.UnlockAt))
+		}
 		first, last = earlier(first, h.ExecutedAt), later(last, h.ExecutedAt)
 	}
 	b.report.LagSampled = true

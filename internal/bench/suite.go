@@ -14,7 +14,8 @@ import (
 type item struct {
 	name, scenario string
 	set            func(c *Config, done map[string]*Report)
-	once           bool // too long for several rounds
+	once           bool          // too long for several rounds
+	longer         time.Duration // than the other rows: until maturities come at the full rate
 }
 
 // Names of rows that others or the goals refer to.
@@ -34,8 +35,8 @@ const (
 var quick = []item{
 	{name: rowCreate, scenario: "cancel"},
 	{name: rowBatch, scenario: "batch"},
-	{name: rowLifecycle, scenario: "lifecycle", set: brisk},
-	{name: rowHalf, scenario: "lifecycle", set: func(c *Config, done map[string]*Report) {
+	{name: rowLifecycle, scenario: "lifecycle", set: brisk, longer: briskDelay},
+	{name: rowHalf, scenario: "lifecycle", longer: briskDelay, set: func(c *Config, done map[string]*Report) {
 		brisk(c, done)
 		or(&c.PaymentLatency, time.Millisecond) // the goal of the lag is set for it
 		if most := done[rowLifecycle]; most != nil && most.ExecutedPerS > 0 {
@@ -65,9 +66,11 @@ var full = append(quick[:len(quick):len(quick)], []item{
 // brisk keeps the delays short, so that a short run has a steady part.
 func brisk(c *Config, _ map[string]*Report) {
 	if c.DelayMax == 0 {
-		c.DelayMin, c.DelayMax = time.Second, 2*time.Second
+		c.DelayMin, c.DelayMax = time.Second, briskDelay
 	}
 }
+
+const briskDelay = 2 * time.Second
 
 // Suites are the lists that --suite knows, with their defaults.
 var suites = map[string]struct {
@@ -120,7 +123,7 @@ func (t *Bench) Suite(ctx context.Context, name string, base Config, rounds int)
 			if t.Sim == "" { // a payment API that is not ours takes the time that it takes
 				cfg.PaymentLatency = base.PaymentLatency
 			}
-			or(&cfg.Duration, s.duration)
+			or(&cfg.Duration, s.duration+it.longer)
 			r, err := t.Run(ctx, cfg)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", it.name, err)

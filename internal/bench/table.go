@@ -52,6 +52,13 @@ func (s *Summary) rates(row rowWriter) {
 		row("executed", "%.0f/s (%d%s)%s", s.ExecutedPerS, s.Executed, estimated, s.spread("executed_per_s"))
 		row("execution lag", "p50 %.1f%s  p99 %.1f%s  max %.1f ms", s.LagP50, s.spread("lag_p50_ms"), s.LagP99,
 			s.spread("lag_p99_ms"), s.LagMax)
+		if s.Seen > 0 {
+			row("until others see it", "p50 %.1f%s  p99 %.1f%s ms, of it the commit p50 %.1f  p99 %.1f ms (%d holds watched)", s.SeenP50,
+				s.spread("lag_seen_p50_ms"), s.SeenP99, s.spread("lag_seen_p99_ms"), s.CommitP50, s.CommitP99, s.Seen)
+		}
+	}
+	if s.Early > 0 {
+		row("EARLY", "%d holds were executed before their time", s.Early)
 	}
 	if !s.Settled {
 		row("not ended", "%d holds", s.Open)
