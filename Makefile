@@ -40,6 +40,7 @@ bench-peers: ## Holdfast against dtm, River and asynq, side by side (about 30 mi
 
 chaos: ## a dozen faults, other ones every day, in about three minutes (ALL=1: every fault, 5 seeds, a cluster per core; SEEDS=20)
 	@.ci/install servers
+	@$(if $(filter-out 0,$(ALL)),.ci/install clocks || echo "== the clock of a server cannot be set here: three faults will be skipped")
 	@go build $(STAMP) -trimpath -tags failpoints -o bin/holdfast-chaos ./cmd/holdfast
 	@.ci/step "failure injection" bin/holdfast-chaos chaos run $(if $(filter-out 0,$(ALL)),--all --side-by-side $$(getconf _NPROCESSORS_ONLN),--time 3m) --seeds $(SEEDS) \
 		--report chaos-report.html --json chaos-report.json $(CHAOS_FLAGS)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -118,7 +119,8 @@ func (r *Runner) hunt(ctx context.Context, b Bug, seed int64) Catch {
 			c.Error = firstLine(x.firstRed())
 			continue
 		}
-		if x.Skipped == "" && len(x.Violations)+len(x.Failed) > 0 {
+		red := slices.ContainsFunc(x.Failed, func(why string) bool { return !strings.HasPrefix(why, strikeFailed) })
+		if x.Skipped == "" && (red || len(x.Violations) > 0) {
 			c.Error = ""
 			c.Fault, c.Check = x.Fault, firstLine(x.firstRed())
 			return c
@@ -137,6 +139,11 @@ func (r *Result) firstRed() string {
 	if len(r.Violations) > 0 {
 		v := r.Violations[0]
 		return v.Invariant + " " + v.Check + ": " + v.Detail
+	}
+	for _, why := range r.Failed {
+		if !strings.HasPrefix(why, strikeFailed) {
+			return why
+		}
 	}
 	return r.Reasons()[0]
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -45,7 +46,7 @@ func diskFull(ctx context.Context, r *Run) error {
 	// log is made to move on.
 	full := func() bool {
 		err := r.exec(ctx, shard, `CREATE TABLE chaos_ballast AS SELECT generate_series(1, 200000) AS n; DROP TABLE chaos_ballast; SELECT pg_switch_wal()`)
-		return err != nil
+		return err != nil && strings.Contains(err.Error(), "No space left") || r.row(ctx, shard, "SELECT 1", new(int64)) != nil
 	}
 	if err := r.Until(ctx, 15*time.Second, "a server without room", full); err != nil {
 		return err

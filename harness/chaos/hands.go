@@ -32,12 +32,12 @@ func (r *Run) Payments(ctx context.Context, f paysim.Faults) error {
 	if err != nil {
 		return err
 	}
-	return r.sim(ctx, http.MethodPut, "/sim/faults", body, nil)
+	return r.sim(ctx, http.MethodPut, "/sim/faults", "", body, nil)
 }
 
 // PayStats is what the simulator has counted since it started.
 func (r *Run) PayStats(ctx context.Context) (s paysim.Stats, err error) {
-	err = r.sim(ctx, http.MethodGet, "/sim/stats", nil, &s)
+	err = r.sim(ctx, http.MethodGet, "/sim/stats", "", nil, &s)
 	return s, err
 }
 
@@ -49,12 +49,15 @@ func struckBySim(s paysim.Stats, modes ...string) (n int) {
 	return n
 }
 
-func (r *Run) sim(ctx context.Context, method, path string, body []byte, out any) error {
+func (r *Run) sim(ctx context.Context, method, path, key string, body []byte, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, r.Cluster.PaymentAdmin()+path, bytes.NewReader(body))
 	if err != nil {
 		return err
+	}
+	if key != "" {
+		req.Header.Set("Idempotency-Key", key)
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {

@@ -72,10 +72,15 @@ func answerFaults() []Fault {
 		{paysim.ModePending, "Payments are made a second after the answer."},
 		{paysim.ModeLate, "Payments are made a second after the connection was closed; look-ups say 404 until then."},
 	} {
-		f := paysim.Faults{Rules: []paysim.Rule{{Mode: m.mode, Ratio: 0.7}}, SettleAfterMS: 1000}
-		if m.mode == paysim.ModeHugeBody {
-			f.Rules[0].Ratio = 0.05 // it is the simulator that this would exhaust
+		// Some good answers in between keep the breaker from shielding the API.
+		ratio := 0.7
+		switch m.mode {
+		case paysim.ModeUnauthorized, paysim.ModeForbidden, paysim.ModeRateLimited, paysim.ModeUnavailable, paysim.ModeNotFound:
+			ratio = 1
+		case paysim.ModeHugeBody:
+			ratio = 0.05 // it is the simulator that this would exhaust
 		}
+		f := paysim.Faults{Rules: []paysim.Rule{{Mode: m.mode, Ratio: ratio}}, SettleAfterMS: 1000}
 		out = append(out, Fault{Name: "payment-" + dashed(string(m.mode)), Theme: "payment", Quick: true, Covers: "2, I7",
 			About: "The payment API fails: " + m.about, Strike: paying(3*time.Second, f, string(m.mode))})
 	}

@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -203,9 +204,9 @@ func tryThrice(ctx context.Context, s *stranger) error {
 	return s.balance(ctx, funds, 0)
 }
 
-// confirmTwice is an execution by hand against the scheduler, whose trigger is
-// not set: the payment is made by nobody, so that the simulator would know of a
-// second one. The steps after the claim are those of a coordinator that repeats.
+// confirmTwice is an execution by hand, each step of it twice, against the
+// product's own driver that may come for the same hold. Where that was first,
+// the hand stops after the claim.
 func confirmTwice(ctx context.Context, s *stranger) error {
 	it, err := s.try(ctx, 1200*time.Millisecond)
 	if err != nil {
@@ -213,7 +214,7 @@ func confirmTwice(ctx context.Context, s *stranger) error {
 	}
 	ids := []branch.IDItem{{ID: it.ID}}
 	claim := func() branch.Code {
-		return s.any().Claim(ctx, s.shard, []branch.ClaimItem{{ID: it.ID, LeaseMS: 2000}})[0].Code
+		return s.any().Claim(ctx, s.shard, []branch.ClaimItem{{ID: it.ID, LeaseMS: 8000}})[0].Code
 	}
 	s.want("a claim before maturity", claim(), branch.CodeNotDue)
 	s.want("an end before any verdict", s.any().Executed(ctx, s.shard, ids)[0].Code, branch.CodeImpossible, branch.CodeNotFound, branch.CodeVerdictIsOther)
@@ -223,11 +224,51 @@ func confirmTwice(ctx context.Context, s *stranger) error {
 	}
 	first := claim()
 	s.want("a claim at maturity", first, branch.CodeClaimed, branch.CodeBusy, branch.CodeEnded)
-	if first == branch.CodeClaimed {
-		// The lease runs out; the product's own driver finds the hold, looks its
-		// payment up, and pays it.
-		s.want("the same claim again", claim(), branch.CodeBusy)
-		s.want("a cancel after the claim", s.cancel(ctx, it.ID, false), branch.CodeMatured)
+	if first != branch.CodeClaimed {
+		return nil
 	}
-	return nil
+	s.want("the same claim again", claim(), branch.CodeBusy)
+	s.want("a cancel after the claim", s.cancel(ctx, it.ID, false), branch.CodeMatured)
+	if err := s.confirm(ctx, it); err != nil {
+		return err
+	}
+	s.r.Note("each step of hold %s came twice", it.ID)
+	return s.balance(ctx, funds-it.Amount, 0)
+}
+
+// confirm pays a claimed hold and brings it to its end; every step comes twice,
+// and once more when all is over.
+func (s *stranger) confirm(ctx context.Context, it branch.TryItem) error {
+	var paid struct {
+		ID string `json:"payment_id"`
+	}
+	body := fmt.Appendf(nil, `{"hold_id":%q,"sender_id":%q,"recipient_id":%q,"amount":%d,"currency":%q}`, it.ID, it.Sender, it.Recipient, it.Amount, it.Currency)
+	for range 2 {
+		if err := s.r.sim(ctx, http.MethodPost, "/v1/payments", it.ID.String()+":EXECUTED", body, &paid); err != nil {
+			return err
+		}
+	}
+	home := s.r.Cluster.Map().OfUser(it.Recipient)
+	settle := func() branch.Code {
+		return s.any().Settle(ctx, s.shard, []branch.SettleItem{{ID: it.ID, PaymentID: paid.ID, Recipient: it.Recipient}})[0].Code
+	}
+	credit := func() branch.Code {
+		return s.any().Credit(ctx, home, []branch.CreditItem{{ID: it.ID, Recipient: it.Recipient, Currency: it.Currency, Amount: it.Amount}})[0].Code
+	}
+	end := func() branch.Code { return s.any().Executed(ctx, s.shard, []branch.IDItem{{ID: it.ID}})[0].Code }
+	s.want("the verdict", settle(), branch.CodeOK)
+	s.want("the verdict again", settle(), branch.CodeAlready)
+	if home != s.shard { // else the verdict is the credit and the end as well
+		s.want("the credit", credit(), branch.CodeOK)
+		s.want("the credit again", credit(), branch.CodeAlready)
+		s.want("the end", end(), branch.CodeOK)
+	}
+	s.want("the end again", end(), branch.CodeAlready)
+	s.want("the credit when all is over", credit(), branch.CodeAlready)
+	s.want("the verdict when all is over", settle(), branch.CodeAlready)
+	a, err := s.r.API(0).Account(ctx, it.Recipient.String())
+	if err == nil && a.Available != it.Amount {
+		s.r.Fail("the recipient has %d after an execution of %d whose steps came twice", a.Available, it.Amount)
+	}
+	return err
 }

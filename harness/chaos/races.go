@@ -35,13 +35,17 @@ const (
 	raceStep       = 500 * time.Microsecond
 )
 
+const nearSQL = `SELECT count(*) FROM holds WHERE id = ANY($1) AND cancelled_at >= unlock_at - make_interval(secs => $2)`
+
 // cancelRaces sends each cancel so that it arrives at the maturity. How long the
 // way there takes nobody knows, least of all on a busy machine: who loses makes
 // the next ones leave a little earlier, who wins a little later, so that they
 // stay where the race is.
 func cancelRaces(n int) func(context.Context, *Run) error {
 	return func(ctx context.Context, r *Run) error {
-		var cancelled, matured, other, way atomic.Int64
+		var cancelled, matured, other, late, way atomic.Int64
+		var mu sync.Mutex
+		var won [][16]byte
 		way.Store(int64(3 * time.Millisecond))
 		var all sync.WaitGroup
 		tick := time.NewTicker(time.Second / racesPerSecond)
@@ -67,13 +71,20 @@ func cancelRaces(n int) func(context.Context, *Run) error {
 				if r.Wait(ctx, time.Until(op.UnlockAt.Add(aim))) != nil {
 					return
 				}
-				switch end := hand.Cancel(ctx, op); end.Outcome {
-				case workload.OK:
+				sent := time.Now()
+				switch end := hand.Cancel(ctx, op); {
+				case end.Outcome == workload.OK:
 					cancelled.Add(1)
 					way.Add(-int64(raceStep))
-				case workload.Refused:
+					mu.Lock()
+					won = append(won, op.Hold)
+					mu.Unlock()
+				case end.Outcome == workload.Refused && (end.Code == "hold_matured" || end.Code == "hold_already_executed" || end.Code == "hold_failed"):
 					matured.Add(1)
 					way.Add(int64(raceStep))
+					if sent.Sub(op.UnlockAt) <= raceWindow {
+						late.Add(1)
+					}
 				default:
 					other.Add(1)
 				}
@@ -82,9 +93,17 @@ func cancelRaces(n int) func(context.Context, *Run) error {
 		all.Wait()
 		c, m := cancelled.Load(), matured.Load()
 		r.Struck(int(c + m))
-		r.Note("%d were cancelled, %d were too late, %d unknown", c, m, other.Load())
-		if c < int64(n)/100 || m < int64(n)/100 {
-			r.Fail("%d cancels won and %d lost of %d: one side hardly ever wins, so nothing was raced", c, m, n)
+		near, err := r.sum(ctx, nearSQL, won, raceWindow.Seconds())
+		if err != nil {
+			return err
+		}
+		r.Note("%d were cancelled, %d of them in the last %s before maturity; %d were too late, %d of them sent before or up to %s after it; %d unknown",
+			c, near, raceWindow, m, late.Load(), raceWindow, other.Load())
+		if near < int64(n)/20 || late.Load() < int64(n)/20 {
+			r.Fail("%d cancels won and %d lost near the maturity of %d: one side hardly ever wins there, so nothing was raced", near, late.Load(), n)
+		}
+		if other.Load() > int64(n)/10 {
+			r.Fail("%d of %d ended otherwise", other.Load(), n)
 		}
 		return nil
 	}

@@ -24,7 +24,7 @@ func redisFaults() []Fault {
 		{Name: "triggers-early", Theme: "redis", Quick: true, Covers: "2, I8", About: "Every trigger is due at once; no hold may be claimed before its maturity.", Strike: tamper(early)},
 		{Name: "triggers-forged", Theme: "redis", Quick: true, Covers: "2, I7, I8", About: "Triggers of holds that do not exist, of other shards' holds, and of no ids at all.", Strike: tamper(forge)},
 		{Name: "triggers-stolen", Theme: "redis", Quick: true, Covers: "5, I12", About: "Triggers vanish from Redis without a trace.", Strike: tamper(steal)},
-		{Name: "two-sweepers-one-lock", Theme: "redis", Quick: true, Covers: "5", About: "Both schedulers hold the sweep lock under one identity, and sweep and move the watermark at once.", Strike: tamper(shareLocks)},
+		{Name: "two-sweepers-one-lock", Theme: "redis", Quick: true, Covers: "5", About: "The sweep lock is taken from whoever has it, so that both schedulers sweep at once: the watermark is moved by one of them only.", Strike: tamper(shareLocks)},
 	}
 }
 
@@ -222,7 +222,8 @@ func steal(ctx context.Context, _ *Run, rdb *redis.Client, shard int) (int, erro
 }
 
 // shareLocks takes the lock away from whoever has it, so that the other one
-// gets it too, and gives both the same token.
+// gets it too. A scheduler has no name: each sweep is known by a token of its
+// own, so two of them cannot be taken for one.
 func shareLocks(ctx context.Context, r *Run, rdb *redis.Client, shard int) (int, error) {
 	key := "sweep_lock:{" + strconv.Itoa(shard) + "}"
 	if err := rdb.Set(ctx, "sweep:{"+strconv.Itoa(shard)+"}", 0, 0).Err(); err != nil { // there is always something to sweep

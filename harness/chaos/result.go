@@ -20,7 +20,9 @@ type Result struct {
 	Ops     Ops    `json:"operations"`
 	Holds   int    `json:"holds"` // of this run, at rest
 
-	Cuts       int                 `json:"cuts"` // consistent cuts checked under load
+	Cuts       int                 `json:"cuts"`        // consistent cuts checked under load
+	CutsMissed int                 `json:"cuts_missed"` // shards, or the simulator, that were away in one
+	Undecided  int                 `json:"undecided"`   // holds whose linearizability took too long to decide
 	Violations []checker.Violation `json:"violations"`
 	Failed     []string            `json:"failed"` // demands of the fault or of the harness that were not met
 	Notes      []string            `json:"notes,omitempty"`

@@ -26,8 +26,9 @@ func rollingFaults() []Fault {
 	}
 }
 
-// onceRetrying is a client of its own that sends a create, and once more when
-// that failed, and counts those that failed twice.
+// onceRetrying is a client of its own that reads, and once more when that
+// failed, and counts those that failed twice. Of the load's creates, cancels,
+// reads and cash, impatient tells the same.
 type onceRetrying struct {
 	mu             sync.Mutex
 	sent, again, n int
@@ -84,7 +85,7 @@ func (r *Run) watched(ctx context.Context, f func() error) error {
 	for range 4 {
 		clients.Go(func() { o.work(working, r) })
 	}
-	before := r.unanswered()
+	before, began := r.unanswered(), time.Now()
 	err := f()
 	stop()
 	clients.Wait()
@@ -92,10 +93,31 @@ func (r *Run) watched(ctx context.Context, f func() error) error {
 	if o.n > 0 {
 		r.Fail("%d requests failed for clients that retry once, for example %s", o.n, strings.Join(o.failed, " | "))
 	}
+	if n, of, example := r.impatient(began); n > 0 {
+		r.Fail("%d of %d operations of the load failed for clients that retry once, for example %s", n, of, example)
+	} else {
+		r.Note("%d operations of the load ended with their second attempt at the latest", of)
+	}
 	if n := r.unanswered() - before; n > 0 {
 		r.Fail("%d creates and cancels of the load were never answered", n)
 	}
 	return err
+}
+
+// impatient counts the operations that needed a third attempt.
+func (r *Run) impatient(from time.Time) (n, of int, example string) {
+	h := r.World.History
+	low := int64(from.Sub(h.Start))
+	for _, o := range h.Ops() {
+		if o.Call < low || o.Client < 0 {
+			continue
+		}
+		if of++; o.Attempts > 2 {
+			n++
+			example = fmt.Sprintf("%s %s with %d attempts, the last answer %d %s %s", o.Kind, o.Key, o.Attempts, o.HTTP, o.Code, o.Error)
+		}
+	}
+	return n, of, example
 }
 
 // unanswered is the number of operations whose client was told nothing definite
@@ -112,7 +134,7 @@ func (r *Run) unanswered() (n int) {
 
 func rollingRestart(ctx context.Context, r *Run) error {
 	return r.watched(ctx, func() error {
-		for _, p := range r.Cluster.Processes(cluster.Participant, cluster.Coordinator, cluster.Scheduler) {
+		for _, p := range r.Cluster.Processes(cluster.Participant, cluster.Coordinator, cluster.Scheduler, cluster.PaymentSim) {
 			if err := r.roll(ctx, p); err != nil {
 				return err
 			}

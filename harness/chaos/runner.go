@@ -43,7 +43,7 @@ type Runner struct {
 	// hasty runs end at the first red check: whoever hunts a bug has seen enough.
 	hasty bool
 	// newStage puts up what the faults strike; nil: a real cluster.
-	newStage func(context.Context, *Fault) (stage, error)
+	newStage func(context.Context, *Fault, int64) (stage, error)
 }
 
 // stage is a cluster under load, as the runner uses it.
@@ -108,6 +108,10 @@ func (r *Run) Fail(format string, args ...any) {
 	defer r.mu.Unlock()
 	r.result.Failed = append(r.result.Failed, fmt.Sprintf(format, args...))
 }
+
+// strikeFailed begins a demand that says only that the fault could not be
+// brought about.
+const strikeFailed = "strike: "
 
 // maxViolations bounds what one run reports: the first are the interesting ones.
 const maxViolations = 50
@@ -277,7 +281,7 @@ func (s *session) ready(ctx context.Context, f *Fault, x *Result) (err error) {
 	// The ports are free when they are chosen and may be taken by a stranger
 	// before the process listens.
 	for try := 1; ; try++ {
-		if s.stage, err = start(ctx, f); err == nil {
+		if s.stage, err = start(ctx, f, x.Seed); err == nil {
 			s.name = f.Cluster
 			return nil
 		}
@@ -306,7 +310,7 @@ func (s *session) perform(ctx context.Context, run *Run) error {
 	err := f.Strike(striking, run)
 	cancel()
 	if err != nil {
-		run.Fail("strike: %v", err)
+		run.Fail(strikeFailed+"%v", err)
 	}
 	s.show.now(run.result, "heal")
 	if err := s.stage.Heal(ctx, run); err != nil {

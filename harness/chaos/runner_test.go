@@ -52,7 +52,7 @@ func play(t *testing.T, change func(*script), budget time.Duration, seeds []int6
 	t.Helper()
 	var out strings.Builder
 	var all []*script
-	r := &Runner{Out: &out, Command: "holdfast chaos", Budget: budget, newStage: func(context.Context, *Fault) (stage, error) {
+	r := &Runner{Out: &out, Command: "holdfast chaos", Budget: budget, newStage: func(context.Context, *Fault, int64) (stage, error) {
 		s := &script{}
 		if change != nil {
 			change(s)
@@ -166,7 +166,7 @@ func TestSideBySide(t *testing.T) {
 		tried["d"]++ // the race detector finds whoever runs beside it
 		return nil
 	}}
-	r := &Runner{Out: io.Discard, Side: 2, newStage: func(context.Context, *Fault) (stage, error) { return &script{}, nil }}
+	r := &Runner{Out: io.Discard, Side: 2, newStage: func(context.Context, *Fault, int64) (stage, error) { return &script{}, nil }}
 	report, err := r.Run(t.Context(), []Fault{alone, waits("a"), waits("b"), other}, []int64{1, 2, 3})
 	if err != nil || !report.OK() {
 		t.Fatalf("%+v, %v", report, err)

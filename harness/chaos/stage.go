@@ -63,7 +63,7 @@ type load struct {
 }
 
 // realStage starts a cluster for a fault and those that share it.
-func (s *session) realStage(ctx context.Context, f *Fault) (stage, error) {
+func (s *session) realStage(ctx context.Context, f *Fault, seed int64) (stage, error) {
 	dir, err := os.MkdirTemp(s.Dir, "cluster-")
 	if err != nil {
 		return nil, fmt.Errorf("make a folder for a cluster: %w", err)
@@ -84,7 +84,7 @@ func (s *session) realStage(ctx context.Context, f *Fault) (stage, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	t.cluster, err = cluster.Start(ctx, cluster.Config{Binary: t.binary, Dir: filepath.Join(dir, "cluster"), Env: env, Log: s.Log})
+	t.cluster, err = cluster.Start(ctx, cluster.Config{Binary: t.binary, Dir: filepath.Join(dir, "cluster"), Env: env, Seed: seed, Log: s.Log})
 	if err != nil {
 		return nil, err
 	}
@@ -198,6 +198,9 @@ func (t *theater) Rest(ctx context.Context, r *Run) error {
 		return err
 	}
 	r.Violate(report.Violations...)
+	if r.result.Undecided = report.Undecided; report.Undecided > 0 {
+		r.Note("%d histories of holds were too long to decide whether they are linearizable", report.Undecided)
+	}
 	t.fill(ctx, r)
 	if err := t.backToBase(ctx, r); err != nil {
 		r.Fail("%v", err)
@@ -239,7 +242,8 @@ func (t *theater) fill(ctx context.Context, r *Run) {
 	counts := r.World.History.Counts()
 	x := r.result
 	x.Ops = Ops{OK: counts.Of("", workload.OK), Refused: counts.Of("", workload.Refused), Unknown: counts.Of("", workload.Unknown)}
-	x.Cuts = r.Checker.Stats().Cuts
+	stats := r.Checker.Stats()
+	x.Cuts, x.CutsMissed = stats.Cuts, stats.Missed
 	x.Holds = len(r.World.History.Lifetimes())
 	x.WorstLagMS = r.worstLag(ctx)
 	if n := r.panics(); n > 0 {
