@@ -114,7 +114,8 @@ func (r *Run) impatient(from time.Time) (n, of int, example string) {
 		}
 		if of++; o.Attempts > 2 {
 			n++
-			example = fmt.Sprintf("%s %s with %d attempts, the last answer %d %s %s", o.Kind, o.Key, o.Attempts, o.HTTP, o.Code, o.Error)
+			example = fmt.Sprintf("%s at %s: %s%d %s%s", o.Kind, h.Start.Add(time.Duration(o.Call)).UTC().Format("15:04:05.000"),
+				o.Before, o.HTTP, o.Code, o.Error)
 		}
 	}
 	return n, of, example

@@ -213,6 +213,9 @@ type asking struct {
 func (k *asking) take(a answer) {
 	o := &k.op
 	o.Attempts++
+	if o.Attempts > 1 {
+		o.Before += fmt.Sprintf("%d %s%s, then ", o.HTTP, o.Code, o.Error)
+	}
 	o.HTTP, o.Code, o.Error = a.status, a.code, a.err
 	switch a.class {
 	case open:
