@@ -30,7 +30,7 @@ demo: build ## see holds created, cancelled, paid and refunded, then the proof
 	@.ci/install servers
 	@exec bin/holdfast demo
 
-bench: build ## five minutes of load on a fresh stack: medians of three rounds against the goals
+bench: build ## four minutes of load on a fresh stack: medians of three rounds against the goals
 	@.ci/install servers
 	@.ci/step "benchmark" bin/holdfast bench --embedded --shards-count 2 --suite quick --runs 3 $(BENCH_FLAGS)
 
