@@ -198,7 +198,7 @@ func migrateShard(ctx context.Context, conn *pgx.Conn, shard int, list []migrati
 		case f.version < newest:
 			return fmt.Errorf("migration %s is missing on shard %d, which has %d already; migrations only go forward", f.name, shard, newest)
 		default:
-			if err := apply(ctx, conn, f); err != nil {
+			if err := applyBesideLoad(ctx, conn, f, log); err != nil {
 				return fmt.Errorf("apply migration %s to shard %d: %w", f.name, shard, err)
 			}
 			if err := failpoint.Hit(pointMigrationCommitted); err != nil {
@@ -232,6 +232,26 @@ const insertMigrationSQL = `INSERT INTO schema_migrations (version, name, checks
 // migrationLockWait bounds how long a migration may queue for a lock: while it
 // waits, everybody behind it waits too.
 const migrationLockWait = `SET LOCAL lock_timeout = '10s'`
+
+// applyTries is how often a migration may lose its locks to the load.
+const applyTries = 5
+
+// applyBesideLoad applies a file again that was the victim of a deadlock: a
+// migration takes its locks in its own order, transactions under way in theirs.
+// Nothing of it was done then. Who queued in vain for a whole lock_timeout is
+// told so instead, because everybody had to wait behind it.
+func applyBesideLoad(ctx context.Context, conn *pgx.Conn, f migration, log *slog.Logger) error {
+	for try := 1; ; try++ {
+		err := apply(ctx, conn, f)
+		if !deadlocked(err) || try == applyTries {
+			return err
+		}
+		log.Warn("a migration and the load locked each other out; it is applied again", "migration", f.name, "try", try, "error", err)
+		if err := pause(ctx, time.Duration(try)*200*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
 
 // apply runs one file and remembers it in the same transaction, so that a crash
 // leaves either both or nothing.

@@ -200,8 +200,12 @@ func createSome(ctx context.Context, conn *pgx.Conn) (n int, err error) {
 	return n, err
 }
 
-// lockBusy: the lock was not free in time (55P03) or the wait was a deadlock.
-func lockBusy(err error) bool {
+// lockBusy: the lock was not free in time or the wait was a deadlock.
+func lockBusy(err error) bool { return hasCode(err, "55P03") || deadlocked(err) }
+
+func deadlocked(err error) bool { return hasCode(err, "40P01") }
+
+func hasCode(err error, code string) bool {
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "40P01")
+	return errors.As(err, &pg) && pg.Code == code
 }

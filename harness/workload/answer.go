@@ -217,6 +217,9 @@ func (k *asking) take(a answer) {
 		o.Before += fmt.Sprintf("%d %s%s, then ", o.HTTP, o.Code, o.Error)
 	}
 	o.HTTP, o.Code, o.Error = a.status, a.code, a.err
+	if a.status == 0 || a.status >= 500 {
+		o.Failed++
+	}
 	switch a.class {
 	case open:
 		k.open = true

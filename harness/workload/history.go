@@ -65,6 +65,7 @@ type Op struct {
 	Refunded  bool             `json:"refunded,omitempty"`
 	Replayed  bool             `json:"replayed,omitempty"`
 	Attempts  int              `json:"attempts"`
+	Failed    int              `json:"failed,omitempty"` // attempts with no answer, or one of 500 or more
 	Before    string           `json:"before,omitempty"` // the answers before the last one, for the reader of a report
 	// Nothing: no attempt of this operation can have done anything, if the
 	// product keeps its word: each was answered with a promise of that (429,
