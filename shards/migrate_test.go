@@ -94,32 +94,7 @@ func TestMigrate(t *testing.T) {
 		open(t, dsns...)
 	})
 
-	t.Run("a deadlock with the load is tried again", func(t *testing.T) {
-		t.Parallel()
-		dsns := databases(t, 1)
-		files := map[string]string{"9001_two.sql": "CREATE TABLE one (a int); CREATE TABLE two (a int);"}
-		if err := migrate(testContext(t), with(t, files), dsns, nil, silent); err != nil {
-			t.Fatal(err)
-		}
-		load, look := connect(t, dsns[0]), connect(t, dsns[0])
-		exec(t, load, `BEGIN; SET LOCAL deadlock_timeout = '1min'; LOCK TABLE two`)
-		var group errgroup.Group
-		group.Go(func() error {
-			files := map[string]string{"9001_two.sql": files["9001_two.sql"], "9002_both.sql": "ALTER TABLE one ADD b int; ALTER TABLE two ADD b int;"}
-			return migrate(testContext(t), with(t, files), dsns, nil, silent)
-		})
-		for !read[bool](t, look, `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'two'::regclass AND NOT granted)`) {
-			time.Sleep(time.Millisecond)
-		}
-		exec(t, load, `LOCK TABLE one`) // the migration has it, and is the victim
-		exec(t, load, `COMMIT`)
-		if err := group.Wait(); err != nil {
-			t.Fatal(err)
-		}
-		if !read[bool](t, look, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'two'::regclass AND attname = 'b')`) {
-			t.Error("the migration counts as applied, and its column is not there")
-		}
-	})
+	t.Run("a deadlock with the load is tried again", testMigrateDeadlock)
 
 	t.Run("many at once make one cluster", func(t *testing.T) {
 		t.Parallel()
@@ -148,6 +123,36 @@ func TestMigrate(t *testing.T) {
 		_, err = readMigrations(fstest.MapFS{"migrations/first.sql": {}})
 		wantError(t, err, nil, "first.sql")
 	})
+}
+
+func testMigrateDeadlock(t *testing.T) {
+	t.Parallel()
+	dsns := databases(t, 1)
+	files := map[string]string{"9001_two.sql": "CREATE TABLE one (a int); CREATE TABLE two (a int);"}
+	if err := migrate(testContext(t), with(t, files), dsns, nil, silent); err != nil {
+		t.Fatal(err)
+	}
+	load, look := connect(t, dsns[0]), connect(t, dsns[0])
+	exec(t, load, `BEGIN; SET LOCAL deadlock_timeout = '1min'; LOCK TABLE two`)
+	var group errgroup.Group
+	group.Go(func() error {
+		files := map[string]string{"9001_two.sql": files["9001_two.sql"], "9002_both.sql": "ALTER TABLE one ADD b int; ALTER TABLE two ADD b int;"}
+		return migrate(testContext(t), with(t, files), dsns, nil, silent)
+	})
+	ctx := testContext(t)
+	for !read[bool](t, look, `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'two'::regclass AND NOT granted)`) {
+		if <-time.After(time.Millisecond); ctx.Err() != nil {
+			t.Fatal("the migration does not wait for the load's lock")
+		}
+	}
+	exec(t, load, `LOCK TABLE one`) // the migration has it, and is the victim
+	exec(t, load, `COMMIT`)
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if !read[bool](t, look, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'two'::regclass AND attname = 'b')`) {
+		t.Error("the migration counts as applied, and its column is not there")
+	}
 }
 
 func TestMigrateWiring(t *testing.T) {

@@ -31,6 +31,8 @@ const (
 	listenTime = 30 * time.Second
 	// stopTime is how long a graceful stop may take; serve itself allows less.
 	stopTime = 75 * time.Second
+	// pauseTime is what a busy machine may need until a stopped process stands.
+	pauseTime = 5 * time.Second
 )
 
 // Process is one process of the real binary. It keeps its name, its addresses
@@ -244,12 +246,19 @@ func (p *Process) Kill() error {
 	return nil
 }
 
-// Pause stops it where it stands (SIGSTOP): its connections stay open.
+// Pause stops it where it stands (SIGSTOP): its connections stay open. It
+// returns when every thread stands still, which on a busy machine is a while
+// after the signal.
 func (p *Process) Pause() error {
 	if err := p.signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
 	p.setPaused(true)
+	for deadline := time.Now().Add(pauseTime); !standsStill(p.Pid()); <-time.After(pollEvery) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s was sent SIGSTOP %s ago and still runs", p.Name, pauseTime)
+		}
+	}
 	return nil
 }
 
