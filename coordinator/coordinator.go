@@ -113,6 +113,7 @@ type Coordinator struct {
 	running  sync.WaitGroup // drives and workers
 	refundCh chan holdfast.HoldID
 
+	leaving  atomic.Bool // readiness says no, and connections are not kept
 	draining atomic.Bool
 	proving  chan struct{} // one ledger proof at a time
 	mu       sync.Mutex    // guards closed: after it is set nothing joins running
@@ -152,8 +153,16 @@ func (c *Coordinator) Start(ctx context.Context) {
 	}
 }
 
+// Leave says in /readyz that this process is about to stop, and with each answer
+// that its connection ends, while the API serves on: whoever shares the requests
+// out has time to send them elsewhere.
+func (c *Coordinator) Leave() { c.leaving.Store(true) }
+
 // Drain makes the public API refuse new work while requests in flight end.
-func (c *Coordinator) Drain() { c.draining.Store(true) }
+func (c *Coordinator) Drain() {
+	c.Leave()
+	c.draining.Store(true)
+}
 
 // Draining reports whether Drain was called.
 func (c *Coordinator) Draining() bool { return c.draining.Load() }

@@ -120,8 +120,10 @@ func (c *Coordinator) around(next http.Handler, public bool) http.Handler {
 		if public {
 			defer c.edge.inFlight.Add(-1)
 			n := c.edge.inFlight.Add(1)
-			if c.Draining() {
+			if c.leaving.Load() {
 				h.Set("Connection", "close")
+			}
+			if c.Draining() {
 				problem.Write(rec, r, problem.New(problem.Overloaded, "this process is shutting down"))
 				return
 			}

@@ -223,6 +223,14 @@ func TestLimitsAtTheDoor(t *testing.T) {
 	a.edge.inFlight.Store(0)
 	a.want(a.send(http.MethodPost, "/v1/holds", body()), 201, "")
 
+	a.Leave()
+	if r := a.want(a.send(http.MethodPost, "/v1/holds", body()), 201, ""); r.Header().Get("Connection") != "close" {
+		t.Errorf("headers of one that leaves: %v", r.Header())
+	}
+	if r := a.send(http.MethodGet, "/readyz", ""); r.Code != 503 || r.doc["status"] != "draining" {
+		t.Errorf("readyz of one that leaves: %d %s", r.Code, r.Body)
+	}
+
 	a.Drain()
 	r = a.want(a.send(http.MethodPost, "/v1/holds", body()), 503, "overloaded")
 	if r.Header().Get("Connection") != "close" {

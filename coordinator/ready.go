@@ -40,7 +40,7 @@ func (c *Coordinator) livez(w http.ResponseWriter, _ *call) error {
 // process out would only make their outage everybody's.
 func (c *Coordinator) readyz(w http.ResponseWriter, q *call) error {
 	doc := c.readyNow(q.Context())
-	if c.Draining() {
+	if c.leaving.Load() {
 		doc.Status = "draining"
 	}
 	status := http.StatusOK

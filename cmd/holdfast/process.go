@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-escrow/holdfast"
@@ -32,6 +33,10 @@ type roles struct {
 // How long each part may take to stop. What is not done by then is done by the
 // next start: nothing here is needed for safety.
 const (
+	// stopNotice is how long a process still answers after it was asked to stop,
+	// so that nobody meets a door that falls shut. A connection that ends with a
+	// request on it leaves its sender with an unknown outcome.
+	stopNotice   = 500 * time.Millisecond
 	stopRequests = 10 * time.Second
 	stopWork     = 20 * time.Second
 	stopServers  = 60 * time.Second
@@ -44,6 +49,7 @@ type process struct {
 	log   *slog.Logger
 	reg   *prometheus.Registry
 
+	leaving   atomic.Bool
 	listeners *listeners
 	shards    *shards.Set
 	sim       *paysim.Sim
@@ -249,7 +255,8 @@ func (p *process) start(ctx context.Context) {
 // participantKeepsShards: whoever owns the shards keeps their partitions ahead.
 func (p *process) participantKeepsShards() bool { return p.shards != nil && p.roles.participant }
 
-// internalHandler serves signed requests of other processes.
+// internalHandler serves signed requests of other processes. Of one that stops
+// they learn, by an answer, that nothing was done, and go to the next one.
 func (p *process) internalHandler() http.Handler {
 	secret := []byte(p.cfg.BranchSecret)
 	mux := http.NewServeMux()
@@ -259,7 +266,22 @@ func (p *process) internalHandler() http.Handler {
 	if p.coord != nil {
 		mux.Handle("/drive/", p.coord.DriveHandler(secret))
 	}
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p.leaving.Load() {
+			w.Header().Set("Connection", "close")
+			branch.WriteAnswer(w, nil, fmt.Errorf("%w: this process is stopping", holdfast.ErrShardUnavailable))
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// leave gives notice of the stop to all who send requests here.
+func (p *process) leave() {
+	p.leaving.Store(true)
+	if p.coord != nil {
+		p.coord.Leave()
+	}
 }
 
 // stop ends everything in the order in which it depends on each other:

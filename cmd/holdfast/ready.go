@@ -53,6 +53,9 @@ func (p *process) readyz(w http.ResponseWriter, r *http.Request) {
 	if down > 0 && down == len(doc.Shards) {
 		doc.Status, status = isDown, http.StatusServiceUnavailable
 	}
+	if p.leaving.Load() {
+		doc.Status, status = "draining", http.StatusServiceUnavailable
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(doc) // the client may be gone

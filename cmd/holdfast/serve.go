@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/holdfast-escrow/holdfast/internal/settings"
 	"github.com/spf13/cobra"
@@ -107,6 +108,8 @@ func (a *app) serve(ctx context.Context, cfg *settings.Config, r roles) error {
 	log.Info("serving", "api", addrOf(l.api), "admin", addrOf(l.admin), "branch", addrOf(l.branch), "sim", addrOf(l.sim))
 	<-ctx.Done()
 	log.Info("stopping")
+	p.leave()
+	<-time.After(stopNotice)
 	return p.stop(ctx)
 }
 

@@ -145,6 +145,10 @@ func rollingRestart(ctx context.Context, r *Run) error {
 	})
 }
 
+// betweenRolls is longer than clients are told to wait before they ask again:
+// one that met a restart does not meet the next.
+const betweenRolls = 1500 * time.Millisecond
+
 // roll restarts one process and waits until it does its share again.
 func (r *Run) roll(ctx context.Context, p *cluster.Process) error {
 	if err := p.Restart(ctx); err != nil {
@@ -156,7 +160,7 @@ func (r *Run) roll(ctx context.Context, p *cluster.Process) error {
 		return err
 	}
 	r.Struck(1)
-	return r.Wait(ctx, 500*time.Millisecond)
+	return r.Wait(ctx, betweenRolls)
 }
 
 // canBuild: another binary needs the Go tool and this program's source.
