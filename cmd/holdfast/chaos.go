@@ -137,7 +137,6 @@ func (a *app) chaosRun(cmd *cobra.Command, f *chaosFlags, names []string) error 
 	}
 	defer closeAll()
 	fmt.Fprintf(a.stdout, "%d faults, seeds %d to %d; again with: %s\n", len(faults), seeds[0], seeds[len(seeds)-1], r.Command)
-	r.Command = calledAs() + " chaos"
 	report, err := r.Run(cmd.Context(), faults, seeds)
 	if report != nil {
 		if f.report != "" {
@@ -157,7 +156,7 @@ func (a *app) chaosRun(cmd *cobra.Command, f *chaosFlags, names []string) error 
 // program.
 func (a *app) chaosRunner(cmd *cobra.Command, f *chaosFlags) (*chaos.Runner, func(), error) {
 	r := &chaos.Runner{Dir: f.dir, Keep: f.keep, Side: f.side, Out: a.stdout, Version: versionText(), Machine: fmt.Sprintf("%s/%s, %d cores", runtime.GOOS, runtime.GOARCH, runtime.NumCPU()),
-		Command: fmt.Sprintf(calledAs()+" chaos run %s--seed %d --seeds %d", namesOf(cmd, f), f.seed, f.seeds)}
+		Program: calledAs(), Command: fmt.Sprintf("%s chaos run %s--seed %d --seeds %d", calledAs(), namesOf(cmd, f), f.seed, f.seeds)}
 	var err error
 	if r.Binary, err = os.Executable(); err != nil {
 		return nil, nil, fmt.Errorf("find my own program: %w", err)

@@ -31,7 +31,8 @@ type Runner struct {
 	Binary  string // the holdfast built with the tag failpoints
 	Dir     string // for the clusters and for what is kept of failures
 	Source  string // the module's folder, for faults that build another binary; may be empty
-	Command string // how a person called it, for replay: "holdfast chaos run"
+	Program string // how a person called it, for replays: "holdfast"
+	Command string // runs all of this again, for the report
 	Version string
 	Machine string
 	Budget  time.Duration // no new run begins after it; 0: no limit
@@ -228,7 +229,7 @@ type session struct {
 
 // replay is the exact command that runs a fault again.
 func (s *session) replay(f *Fault, seed int64) string {
-	return fmt.Sprintf("%s run %s --seed %d", s.Command, f.Name, seed)
+	return fmt.Sprintf("%s chaos run %s --seed %d", s.Program, f.Name, seed)
 }
 
 func (s *session) try(ctx context.Context, f *Fault, seed int64) *Result {

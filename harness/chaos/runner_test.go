@@ -52,7 +52,7 @@ func play(t *testing.T, change func(*script), budget time.Duration, seeds []int6
 	t.Helper()
 	var out strings.Builder
 	var all []*script
-	r := &Runner{Out: &out, Command: "holdfast chaos", Budget: budget, newStage: func(context.Context, *Fault, int64) (stage, error) {
+	r := &Runner{Out: &out, Program: "holdfast", Command: "holdfast chaos run --all", Budget: budget, newStage: func(context.Context, *Fault, int64) (stage, error) {
 		s := &script{}
 		if change != nil {
 			change(s)
@@ -63,6 +63,14 @@ func play(t *testing.T, change func(*script), budget time.Duration, seeds []int6
 	report, err := r.Run(t.Context(), faults, seeds)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if report.Command != r.Command {
+		t.Errorf("the report is made again with %q", report.Command)
+	}
+	for _, x := range report.Results {
+		if want := fmt.Sprintf("holdfast chaos run %s --seed %d", x.Fault, x.Seed); x.Replay != want {
+			t.Errorf("replay %q, want %q", x.Replay, want)
+		}
 	}
 	var calls []string
 	for _, s := range all {
