@@ -77,9 +77,10 @@ func TestDo(t *testing.T) {
 	})
 	t.Run("a batch that stays away does not hold up the next", func(t *testing.T) {
 		t.Parallel()
-		gate := make(chan struct{})
+		gate, away := make(chan struct{}), make(chan struct{})
 		l := New(Config[int, int, int]{Lanes: 1, Patience: time.Millisecond, Flush: func(in []int) []int {
 			if in[0] == 0 {
+				close(away)
 				<-gate
 			}
 			return in
@@ -89,6 +90,7 @@ func TestDo(t *testing.T) {
 			_, err := l.Do(context.Background(), []int{0})
 			first <- err
 		}()
+		<-away // or the next item may be in the same batch
 		for n := 1; n <= 3; n++ {
 			if out, err := l.Do(t.Context(), []int{n}); err != nil || out[0] != n {
 				t.Fatalf("Do(%d) behind a batch that is away = %v, %v", n, out, err)
