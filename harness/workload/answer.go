@@ -254,6 +254,7 @@ func (k *asking) show(h *holdfast.Hold) {
 		o.Recipient, o.Amount = h.Recipient, h.Amount // asked for by key alone
 	}
 	o.UnlockAt, o.Status, o.Verdict, o.Refunded = h.UnlockAt.UTC(), h.Status, h.Verdict, !h.RefundedAt.IsZero()
+	o.CancelledAt = h.CancelledAt.UTC()
 }
 
 // compare marks an answer that is about something else than was asked for.

@@ -63,10 +63,12 @@ type Op struct {
 	Status    holdfast.Status  `json:"status,omitzero"` // of the hold as answered
 	Verdict   holdfast.Verdict `json:"verdict,omitzero"`
 	Refunded  bool             `json:"refunded,omitempty"`
-	Replayed  bool             `json:"replayed,omitempty"`
-	Attempts  int              `json:"attempts"`
-	Failed    int              `json:"failed,omitempty"` // attempts with no answer, or one of 500 or more
-	Before    string           `json:"before,omitempty"` // the answers before the last one, for the reader of a report
+	// CancelledAt is when, as answered and so by the clock of the shard.
+	CancelledAt time.Time `json:"cancelled_at,omitzero"`
+	Replayed    bool      `json:"replayed,omitempty"`
+	Attempts    int       `json:"attempts"`
+	Failed      int       `json:"failed,omitempty"` // attempts with no answer, or one of 500 or more
+	Before      string    `json:"before,omitempty"` // the answers before the last one, for the reader of a report
 	// Nothing: no attempt of this operation can have done anything, if the
 	// product keeps its word: each was answered with a promise of that (429,
 	// 503 overloaded or shard_unavailable, 409 idempotency_in_flight) or found
