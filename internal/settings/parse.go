@@ -127,6 +127,36 @@ func anyURL(field func(*Config) *string, schemes ...string) parser {
 	}
 }
 
+// paymentURL is the base of other addresses.
+func paymentURL(c *Config, v string) error {
+	if err := anyURL(func(c *Config) *string { return &c.PaymentURL }, "http", "https")(c, v); err != nil {
+		return err
+	}
+	u, err := url.Parse(v)
+	switch {
+	case err != nil || u.Hostname() == "":
+		return errors.New("has no host")
+	case u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+		return errors.New("may not carry credentials, a query or a fragment")
+	}
+	return nil
+}
+
+// redisURL knows that the path of redis:// is the number of a database.
+func redisURL(c *Config, v string) error {
+	if err := anyURL(func(c *Config) *string { return &c.RedisURL }, "redis", "rediss", "unix")(c, v); err != nil {
+		return err
+	}
+	u, err := url.Parse(v)
+	if err != nil || u.Scheme == "unix" || strings.Trim(u.Path, "/") == "" {
+		return err
+	}
+	if _, err := strconv.ParseUint(strings.Trim(u.Path, "/"), 10, 16); err != nil {
+		return errors.New("must end with the number of a database, like redis://host:6379/0, or with none")
+	}
+	return nil
+}
+
 func urls(field func(*Config) *[]string) parser {
 	return func(c *Config, v string) error {
 		var one string
@@ -165,6 +195,9 @@ func dsns(field func(*Config) *[]string) parser {
 		}
 		seen := map[string]int{}
 		for i, d := range all {
+			if _, err := url.Parse(d); err != nil && strings.Contains(d, "://") {
+				return fmt.Errorf("item %d is not a DSN: its URL cannot be read, look at the port and at characters that need %%-escapes", i+1)
+			}
 			if before, twice := seen[d]; twice {
 				return fmt.Errorf("items %d and %d are the same DSN: two shards cannot share a database", before+1, i+1)
 			}

@@ -66,7 +66,12 @@ func TestWrongSettingIsOneLineThatNamesIt(t *testing.T) {
 		"HOLDFAST_LOG_LEVEL=loud":                       "none of",
 		"HOLDFAST_PAYMENT_URL=ftp://x":                  "http:// or https://",
 		"HOLDFAST_PAYMENT_URL=payments.example":         "http:// or https://",
+		"HOLDFAST_PAYMENT_URL=http://u:p@h":             "credentials",
+		"HOLDFAST_PAYMENT_URL=http://h/?x=1":            "query",
+		"HOLDFAST_PAYMENT_URL=http://:80":               "no host",
 		"HOLDFAST_REDIS_URL=http://localhost":           "redis://",
+		"HOLDFAST_REDIS_URL=redis://h/abc":              "number of a database",
+		"HOLDFAST_SHARDS=host=a, postgres://u@h:nope/d": "item 2 is not a DSN",
 		"HOLDFAST_SHARDS=nonsense":                      "not a DSN",
 		"HOLDFAST_SHARDS=postgres://a/x,postgres://a/x": "same DSN",
 		"HOLDFAST_PARTICIPANTS=http://a,ftp://b":        "item 2",
@@ -105,6 +110,7 @@ func TestSecretsStayOutOfErrors(t *testing.T) {
 	for _, setting := range []string{
 		"HOLDFAST_JWT_SECRET=hunter2", "HOLDFAST_BRANCH_SECRET=hunter2",
 		"HOLDFAST_REDIS_URL=htt://user:hunter2@host", "HOLDFAST_SHARDS=postgre://u:hunter2@h/d",
+		"HOLDFAST_SHARDS=postgres://u:hunter2@h:x/d", "HOLDFAST_REDIS_URL=redis://u:hunter2@h/x", "HOLDFAST_PAYMENT_URL=http://u:hunter2@h",
 		"HOLDFAST_SHARDS=postgres://u:hunter2@h/d,postgres://u:hunter2@h/d",
 	} {
 		if _, err := Load([]string{setting}, nil); err == nil || strings.Contains(err.Error(), "hunter2") {
