@@ -297,3 +297,15 @@ func TestHoldInJSON(t *testing.T) {
 		t.Errorf("it came back as %+v, %v", back, err)
 	}
 }
+
+func TestHoldIDPrior(t *testing.T) {
+	t.Parallel()
+	id := holdfast.NewHoldID(1<<20, 0, 0)
+	id[6], id[8] = 0, 0
+	if p := id.Prior(); bytes.Compare(p[:], id[:]) >= 0 || p.UnlockAtMS() != 1<<20-1 || p[15] != 0xff {
+		t.Errorf("prior of %s is %s", id, p)
+	}
+	if (holdfast.HoldID{}).Prior() != (holdfast.HoldID{}) {
+		t.Error("nothing is below the first")
+	}
+}

@@ -45,6 +45,17 @@ func (id HoldID) Valid() bool { return id[6]>>4 == 8 && id[8]>>6 == 2 }
 // IsZero reports whether the id is unset.
 func (id HoldID) IsZero() bool { return id == HoldID{} }
 
+// Prior is the id just below, so that "after id.Prior()" includes id.
+func (id HoldID) Prior() HoldID {
+	for i := len(id) - 1; i >= 0; i-- {
+		id[i]--
+		if id[i] != 0xff {
+			return id
+		}
+	}
+	return HoldID{} // below the first is still the first
+}
+
 func (id HoldID) String() string { return formatUUID(id) }
 
 // MarshalText writes the canonical form.

@@ -25,10 +25,14 @@ const (
 )
 
 // adminHolds pages through the holds of one shard: the latest maturity first,
-// or, with Overdue, the PENDING ones whose maturity has passed, the longest
-// waiting first. The position is an id. A page may be short and have a Next.
+// or, with Overdue, those whose maturity has passed and that have not ended, the
+// longest waiting first. The position is an id. A page may be short and have a
+// Next.
 func adminHolds(ctx context.Context, db *pgxpool.Pool, r branch.AdminListRequest) (branch.ListAnswer, error) {
-	w := adminWalk{status: r.Status, limit: pageSize(r.Limit)}
+	w := adminWalk{limit: pageSize(r.Limit), holds: []holdfast.Hold{}}
+	if r.Status != holdfast.StatusUnknown {
+		w.status = []int16{int16(r.Status)}
+	}
 	if r.Before != "" {
 		id, err := holdfast.ParseHoldID(r.Before)
 		if err != nil {
@@ -46,8 +50,10 @@ func adminHolds(ctx context.Context, db *pgxpool.Pool, r branch.AdminListRequest
 		}
 		slices.Reverse(days)
 	}
-	if err := w.run(ctx, db, days); err != nil {
-		return branch.ListAnswer{}, err
+	if !w.more {
+		if err := w.run(ctx, db, days); err != nil {
+			return branch.ListAnswer{}, err
+		}
 	}
 	answer := branch.ListAnswer{Holds: w.holds}
 	if w.more {
@@ -59,7 +65,7 @@ func adminHolds(ctx context.Context, db *pgxpool.Pool, r branch.AdminListRequest
 // adminWalk goes through the holds in the order of their ids, in slices whose
 // size does not depend on how many of them match.
 type adminWalk struct {
-	status   holdfast.Status
+	status   []int16 // that are wanted; none: all
 	limit    int
 	at       holdfast.HoldID // the last id that was dealt with
 	started  bool
@@ -72,25 +78,60 @@ type adminWalk struct {
 
 const watermarkSQL = `SELECT id, clock_timestamp() FROM watermark`
 
-// overdue turns the walk round: from the watermark up to now.
+// overdue turns the walk round: first what is open below the watermark, then
+// from the watermark itself up to now.
 func (w *adminWalk) overdue(ctx context.Context, db reader) error {
-	var low [16]byte
+	var low holdfast.HoldID
 	var now time.Time
-	if err := db.QueryRow(ctx, watermarkSQL).Scan(&low, &now); err != nil {
+	if err := db.QueryRow(ctx, watermarkSQL).Scan((*[16]byte)(&low), &now); err != nil {
 		return fmt.Errorf("read watermark: %w", err)
 	}
-	w.up, w.end = true, holdfast.NewHoldID(now.UnixMilli(), holdfast.Buckets-1, 1<<62-1)
-	if w.status == holdfast.StatusUnknown {
-		w.status = holdfast.Pending
+	w.up, w.end, w.started = true, holdfast.NewHoldID(now.UnixMilli(), holdfast.Buckets-1, 1<<62-1), true
+	if len(w.status) == 0 {
+		w.status = []int16{int16(holdfast.Pending), int16(holdfast.Executing)}
 	}
-	if !w.started || bytes.Compare(w.at[:], low[:]) < 0 {
-		w.at, w.started = low, true
+	for bytes.Compare(w.at[:], low[:]) < 0 {
+		if all, err := w.passed(ctx, db, low); err != nil || w.more {
+			return err
+		} else if all {
+			w.at = low.Prior()
+			return nil
+		}
 	}
 	return nil
 }
 
+const passedSQL = `SELECT hold_id FROM attempts WHERE hold_id > $1 AND hold_id < $2 ORDER BY hold_id LIMIT $3`
+
+// passed deals with the next of the holds that the watermark has passed though
+// they are open: each of them has a row in attempts. all: none is left there.
+func (w *adminWalk) passed(ctx context.Context, db reader, low holdfast.HoldID) (all bool, err error) {
+	rows, err := db.Query(ctx, passedSQL, [16]byte(w.at), [16]byte(low), adminSlice)
+	if err != nil {
+		return false, fmt.Errorf("read attempts: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (id holdfast.HoldID, err error) {
+		return id, row.Scan((*[16]byte)(&id))
+	})
+	if err != nil {
+		return false, fmt.Errorf("read attempts: %w", err)
+	}
+	found, err := holdsByID(ctx, db, ids)
+	if err != nil {
+		return false, err
+	}
+	for _, id := range ids {
+		if h, ok := found[id]; ok && w.take(h) {
+			return false, nil
+		}
+		w.at = id
+	}
+	w.examined += len(ids)
+	w.more = w.examined >= adminExamined
+	return len(ids) < adminSlice, nil
+}
+
 func (w *adminWalk) run(ctx context.Context, db reader, days []shards.Day) error {
-	w.holds = []holdfast.Hold{}
 	for _, day := range days {
 		from, to := day.Bounds()
 		if w.started && (w.up && bytes.Compare(to[:], w.at[:]) <= 0 || !w.up && bytes.Compare(from[:], w.at[:]) >= 0) {
@@ -128,7 +169,7 @@ func (w *adminWalk) slice(ctx context.Context, db reader, day shards.Day) (all b
 	rows, err := db.Query(ctx, `SELECT `+holdColumns+` FROM (
 			SELECT `+holdColumns+`, row_number() OVER (ORDER BY id `+order+`) AS nth
 			FROM `+table+` WHERE `+beyond+` ORDER BY id `+order+` LIMIT $3) x
-		WHERE $4 = 0 OR status = $4 OR nth = $3 ORDER BY id `+order, [16]byte(w.at), [16]byte(end), adminSlice, int16(w.status))
+		WHERE $4::smallint[] IS NULL OR status = ANY ($4) OR nth = $3 ORDER BY id `+order, [16]byte(w.at), [16]byte(end), adminSlice, w.status)
 	var some []holdfast.Hold
 	if err == nil {
 		some, err = scanHolds(rows)
@@ -146,12 +187,8 @@ func (w *adminWalk) slice(ctx context.Context, db reader, day shards.Day) (all b
 // or not when the slice was full, so that the walk knows how far it got.
 func (w *adminWalk) keep(some []holdfast.Hold) (all bool) {
 	for _, h := range some {
-		if w.status == holdfast.StatusUnknown || h.Status == w.status {
-			w.holds = append(w.holds, h)
-			if len(w.holds) >= w.limit {
-				w.at, w.more = h.ID, true
-				return false
-			}
+		if w.take(h) {
+			return false
 		}
 	}
 	w.examined += adminSlice
@@ -161,6 +198,19 @@ func (w *adminWalk) keep(some []holdfast.Hold) (all bool) {
 	w.at = some[len(some)-1].ID
 	w.more = w.examined >= adminExamined
 	return false
+}
+
+// take keeps a hold if it is wanted. full: the page ends with it.
+func (w *adminWalk) take(h holdfast.Hold) (full bool) {
+	if len(w.status) > 0 && !slices.Contains(w.status, int16(h.Status)) {
+		return false
+	}
+	w.holds = append(w.holds, h)
+	if len(w.holds) < w.limit {
+		return false
+	}
+	w.at, w.more = h.ID, true
+	return true
 }
 
 // deadPosition is where a page of dead letters ended.

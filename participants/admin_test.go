@@ -63,6 +63,58 @@ func TestAdminHolds(t *testing.T) {
 	}
 }
 
+// TestAdminOverdue: the watermark stands at the first open hold, and passes those
+// that have a row in attempts.
+func TestAdminOverdue(t *testing.T) {
+	t.Parallel()
+	b := newBooks(t, 1)
+	exec := func(sql string, id holdfast.HoldID) {
+		if _, err := b.set.Owner(0).Exec(t.Context(), sql, [16]byte(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	from, to := b.funded(0, 1_000), b.funded(0, 0)
+	ended := b.claimed(from, to, 1)
+	b.refused(ended)
+	waiting, stuck := b.try(from, to, 1, time.Millisecond), b.claimed(from, to, 1)
+	first, second := b.try(from, to, 1, time.Millisecond), b.claimed(from, to, 1)
+	later := b.try(from, to, 1, time.Hour)
+	for _, h := range []holdfast.Hold{ended, waiting, stuck} {
+		exec(`INSERT INTO attempts (hold_id, next_at, n, active_ms, last_error) VALUES ($1, now(), 1, 0, '')`, h.ID)
+	}
+	exec(`UPDATE watermark SET id = $1`, first.ID)
+	for _, c := range []struct {
+		status holdfast.Status
+		want   []holdfast.HoldID
+	}{
+		{holdfast.StatusUnknown, []holdfast.HoldID{waiting.ID, stuck.ID, first.ID, second.ID}},
+		{holdfast.Pending, []holdfast.HoldID{waiting.ID, first.ID}},
+		{holdfast.Executing, []holdfast.HoldID{stuck.ID, second.ID}},
+		{holdfast.Failed, []holdfast.HoldID{ended.ID}},
+	} {
+		for _, limit := range []int{1, 2, 100} {
+			if got := adminPages(t, b, branch.AdminListRequest{Status: c.status, Overdue: true, Limit: limit}); !slices.Equal(got, c.want) {
+				t.Errorf("%s in pages of %d: got %v, want %v", c.status, limit, got, c.want)
+			}
+		}
+	}
+	age := func() float64 {
+		s, err := b.client.Status(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.OldestOverdueS
+	}
+	exec(`UPDATE watermark SET id = $1`, later.ID)
+	if with := age(); with <= 0 {
+		t.Errorf("a hold below the watermark is overdue for %g s", with)
+	}
+	exec(`DELETE FROM attempts WHERE hold_id = $1`, waiting.ID)
+	if without := age(); without != 0 {
+		t.Errorf("without it something is overdue for %g s", without)
+	}
+}
+
 func TestAdminLists(t *testing.T) {
 	t.Parallel()
 	b := newBooks(t, 2)

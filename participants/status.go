@@ -68,9 +68,17 @@ func openLetters(ctx context.Context, db reader, s *branch.ShardStatus) error {
 	return nil
 }
 
-// oldestOverdue is how late the oldest PENDING hold is, in seconds. Below the
-// watermark nothing is PENDING without being in attempts.
+// oldestOverdue is how late the oldest PENDING hold is, in seconds: of those
+// that the watermark has passed, of which only the first adminExamined rows of
+// attempts are looked at, or above it.
 func oldestOverdue(ctx context.Context, db reader, days []shards.Day, low [16]byte, clock time.Time) (float64, error) {
+	passed := adminWalk{status: []int16{int16(holdfast.Pending)}, limit: 1}
+	if err := passed.overdue(ctx, db); err != nil {
+		return 0, err
+	}
+	if len(passed.holds) > 0 {
+		return clock.Sub(passed.holds[0].UnlockAt).Seconds(), nil
+	}
 	now := holdfast.NewHoldID(clock.UnixMilli(), 0, 0)
 	first, last := shards.DayAt(holdfast.HoldID(low).UnlockAt()), shards.DayAt(clock)
 	for i := len(days) - 1; i >= 0; i-- {

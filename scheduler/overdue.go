@@ -186,7 +186,7 @@ func (s *Scheduler) dispatch(ctx context.Context, st *shardState, m moment, drai
 		return r.drove, err
 	}
 	for _, leaf := range leaves {
-		for after := prior(m.watermark); ; {
+		for after := m.watermark.Prior(); ; {
 			page, err := st.store.page(ctx, leaf, where, after, end, dispatchBatch)
 			if err != nil {
 				return r.drove, err

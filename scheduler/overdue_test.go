@@ -298,15 +298,3 @@ func TestRetries(t *testing.T) {
 		t.Errorf("%d ids remembered", len(r.ids))
 	}
 }
-
-func TestPrior(t *testing.T) {
-	t.Parallel()
-	id := idAt(1 << 20)
-	p := prior(id)
-	if !before(p, id) || p.UnlockAtMS() != 1<<20-1 || p[15] != 0xff {
-		t.Errorf("prior of %s is %s", id, p)
-	}
-	if prior(holdfast.HoldID{}) != (holdfast.HoldID{}) {
-		t.Error("nothing is below the first")
-	}
-}

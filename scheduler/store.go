@@ -162,7 +162,7 @@ func (s *store) first(ctx context.Context, where string, from, end holdfast.Hold
 	for _, leaf := range leaves {
 		// No hold has the bound's own id: its version bits are not those of a
 		// hold id, or it was itself the answer of this function.
-		found, err := s.page(ctx, leaf, where, prior(from), end, 1)
+		found, err := s.page(ctx, leaf, where, from.Prior(), end, 1)
 		if err != nil {
 			return end, err
 		}
@@ -171,17 +171,6 @@ func (s *store) first(ctx context.Context, where string, from, end holdfast.Hold
 		}
 	}
 	return end, nil
-}
-
-// prior is the id just below, so that "after prior(x)" includes x.
-func prior(id holdfast.HoldID) holdfast.HoldID {
-	for i := len(id) - 1; i >= 0; i-- {
-		id[i]--
-		if id[i] != 0xff {
-			return id
-		}
-	}
-	return holdfast.HoldID{} // below the first is still the first
 }
 
 // count counts the PENDING holds from one id to before another.

@@ -176,7 +176,7 @@ func (s *Scheduler) fill(ctx context.Context, st *shardState, from, to holdfast.
 		return 0, err
 	}
 	for _, leaf := range leaves {
-		for after := prior(from); ; {
+		for after := from.Prior(); ; {
 			page, err := st.store.page(ctx, leaf, isPending, after, to, sweepPage)
 			if err != nil {
 				return added, err
