@@ -110,9 +110,7 @@ func (w *adminWalk) passed(ctx context.Context, db reader, low holdfast.HoldID) 
 	if err != nil {
 		return false, fmt.Errorf("read attempts: %w", err)
 	}
-	ids, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (id holdfast.HoldID, err error) {
-		return id, row.Scan((*[16]byte)(&id))
-	})
+	ids, err := pgx.CollectRows(rows, scanHoldID)
 	if err != nil {
 		return false, fmt.Errorf("read attempts: %w", err)
 	}
@@ -198,6 +196,11 @@ func (w *adminWalk) keep(some []holdfast.Hold) (all bool) {
 	w.at = some[len(some)-1].ID
 	w.more = w.examined >= adminExamined
 	return false
+}
+
+func scanHoldID(row pgx.CollectableRow) (id holdfast.HoldID, err error) {
+	err = row.Scan((*[16]byte)(&id))
+	return id, err
 }
 
 // take keeps a hold if it is wanted. full: the page ends with it.
@@ -290,9 +293,7 @@ func unrefunded(ctx context.Context, db *pgxpool.Pool, limit int) ([]holdfast.Ho
 	if err != nil {
 		return nil, fmt.Errorf("read refund queue: %w", err)
 	}
-	ids, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (id holdfast.HoldID, err error) {
-		return id, row.Scan((*[16]byte)(&id))
-	})
+	ids, err := pgx.CollectRows(rows, scanHoldID)
 	if err != nil {
 		return nil, fmt.Errorf("read refund queue: %w", err)
 	}

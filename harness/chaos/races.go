@@ -34,7 +34,7 @@ const (
 	raceWindow     = 5 * time.Millisecond
 	raceAim        = 2500 * time.Microsecond // what the way there adds to it is about as much again
 	raceStep       = 100 * time.Microsecond
-	raceReady      = 50 * time.Millisecond
+	raceReady      = 50 * time.Millisecond // before its aim a race asks how long the way is
 )
 
 // race is cancels against executions, and who won them.

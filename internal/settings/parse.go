@@ -195,7 +195,7 @@ func dsns(field func(*Config) *[]string) parser {
 		}
 		seen := map[string]int{}
 		for i, d := range all {
-			if _, err := url.Parse(d); err != nil && strings.Contains(d, "://") {
+			if _, err := url.Parse(d); err != nil && strings.HasPrefix(d, "postgres") {
 				return fmt.Errorf("item %d is not a DSN: its URL cannot be read, look at the port and at characters that need %%-escapes", i+1)
 			}
 			if before, twice := seen[d]; twice {

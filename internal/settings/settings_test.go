@@ -132,11 +132,11 @@ func TestFlagErrorNamesTheFlag(t *testing.T) {
 
 func TestShardsKeepTheirCommas(t *testing.T) {
 	t.Parallel()
-	c, err := Load([]string{"HOLDFAST_SHARDS=postgres://u@a:1,b:2/x, host=/run dbname=y,postgresql://c/z"}, nil)
+	c, err := Load([]string{"HOLDFAST_SHARDS=postgres://u@a:1,b:2/x, host=/run dbname=y password=a://%,postgresql://c/z"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"postgres://u@a:1,b:2/x", "host=/run dbname=y", "postgresql://c/z"}
+	want := []string{"postgres://u@a:1,b:2/x", "host=/run dbname=y password=a://%", "postgresql://c/z"}
 	if strings.Join(c.Shards, "|") != strings.Join(want, "|") {
 		t.Errorf("got %q, want %q", c.Shards, want)
 	}
